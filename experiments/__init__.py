@@ -1,0 +1,1 @@
+"""Command lines: gin files in, rows and tables out."""

@@ -1,0 +1,180 @@
+"""gin: parse config files into frozen values, and say in one line what is wrong with them.
+
+The library knows nothing of gin; the files bind it from outside by dynamic registration. Errors name the thing,
+its value, what was expected and where to change it; a binding that nothing used is an error.
+"""
+
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+import gin.config
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+
+ROOT = Path(__file__).resolve().parent.parent
+_TOWER = BeartypeConf(is_pep484_tower=True)  # an int will do where a float is expected
+
+
+class ConfigError(ValueError):
+    """What is wrong with a config, in one line."""
+
+
+def load(target: Callable[..., Any], files: Iterable[str], bindings: Sequence[str] = ()) -> Any:
+    """What `target` returns when called as gin files and bindings say.
+
+    Args:
+      target: a class or function that the files configure.
+      files: gin files, read in order; relative to the working folder or to the project.
+      bindings: gin bindings, e.g. "train.steps=200", over the files'.
+
+    Raises:
+      ConfigError: a missing file, a typo, a wrong type, a missing value or an unused binding.
+    """
+    gin.clear_config()
+    if str(ROOT) not in gin.config._LOCATION_PREFIXES:
+        gin.add_config_file_search_path(str(ROOT))
+    _parse([str(file) for file in files], list(bindings))
+    _check_types()
+    try:
+        built = gin.get_configurable(target)()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(_explain(error)) from error
+    unused = _unused_bindings()
+    if unused:
+        raise ConfigError(
+            f"gin binding {unused[0]} is used by nothing in this experiment; "
+            "remove it, correct its scope or name, or bind what would read it"
+        )
+    return built
+
+
+def operative() -> str:
+    """The config that the last `load` used, as gin text that gives the same values again."""
+    return gin.operative_config_str()
+
+
+def _parse(files: list[str], bindings: list[str]) -> None:
+    for file in files:
+        if not any((Path(folder) / file).exists() for folder in ("", ROOT)):
+            near = _nearest(file, [str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*.gin")])
+            raise ConfigError(f"gin file {file!r} does not exist{near}; see --gin_file")
+    try:
+        gin.parse_config_files_and_bindings(files, bindings, finalize_config=True)
+    except Exception as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(error: Exception) -> str:
+    """An exception of gin's or of a constructor's in one line, with the nearest valid name."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    message = lines[0] if lines else type(error).__name__
+    where = re.search(r"(?m)^\s*(In (?:file|bindings string).*?)$", text)
+    place = f" ({where[1].strip().rstrip(':')})" if where else ""
+
+    if match := re.search(r"Configurable '(.*?)' doesn't have a parameter named '(.*?)'", message):
+        names = _parameters(gin.config._REGISTRY.get_match(match[1]).wrapped)
+        return f"{match[1]}.{match[2]}: no such parameter{_nearest(match[2], names)}{place}"
+    if match := re.search(r"No configurable matching (?:reference )?'@?(.*?)(?:\(\))?'", message):
+        known = {name.split(".")[-1] for name, _ in gin.config._REGISTRY.items()}
+        return f"{match[1]!r}: nothing of that name{_nearest(match[1], known)}{place}"
+    if match := re.search(r"Couldn't resolve selector (\S+); .* has no attribute (\w+)", message):
+        names = _siblings(match[1], match[2])
+        return f"{match[1]}: no {match[2]!r} there{_nearest(match[2], names)}{place}"
+    if match := re.search(r"'(.*?)' was not provided by an import statement", message):
+        return f"{match[1]!r} is not imported in this gin file; add an import line{place}"
+    if match := re.search(r"macro\(\) missing 1 required positional argument.*in scope '(.*?)'", text, re.S):
+        return f"macro %{match[1]} has no value; bind it, e.g. {match[1]} = ..."
+    if match := re.search(r"(?s)Required bindings for `(.*?)` not provided in config: \[(.*?)\]", text):
+        return f"{match[1]}: no value for {match[2]}; bind it in a gin file or with --gin_param"
+    if match := re.search(r"(\w+)\.__init__\(\) missing \d+ required keyword-only arguments?: (.*)", message):
+        return f"{match[1]}: no value for {match[2]}; bind it in a gin file or with --gin_param"
+    inside = re.search(r"In call to configurable '(.*?)'", text)
+    return f"{message}{place}" + (f" (building {inside[1]})" if inside and inside[1] not in message else "")
+
+
+def _parameters(configurable: Any) -> list[str]:
+    return list(inspect.signature(configurable).parameters)
+
+
+def _siblings(selector: str, missing: str) -> list[str]:
+    module = selector.split(".")[0]
+    loaded = [m for name, m in list(inspect.sys.modules.items()) if name.split(".")[-1] == module]
+    return [name for m in loaded for name in dir(m) if not name.startswith("_")]
+
+
+def _check_types() -> None:
+    """Literal values against the annotations of what they are bound to, before anything is built."""
+    for (scope, selector), parameters in gin.config._CONFIG.items():
+        if selector == "gin.macro":
+            continue
+        target = gin.config._REGISTRY[selector].wrapped
+        hints = _hints(target)
+        for name, value in parameters.items():
+            value = _macro_value(value)
+            if isinstance(value, gin.config.ConfigurableReference) or name not in hints:
+                continue
+            if not _holds_reference(value) and not is_bearable(value, hints[name], conf=_TOWER):
+                hint = getattr(hints[name], "__name__", None) or str(hints[name])
+                label = f"{scope + '/' if scope else ''}{'.'.join(selector.split('.')[-2:])}.{name}"
+                raise ConfigError(
+                    f"{label} = {value!r}: expected {hint.replace('typing.', '')}; "
+                    "change it in the gin file or --gin_param that binds it"
+                )
+
+
+def _macro_value(value: Any) -> Any:
+    """What a %MACRO stands for; anything else unchanged."""
+    if isinstance(value, gin.config.ConfigurableReference) and value.selector == "gin.macro":
+        return gin.config._CONFIG.get((value.scoped_selector.split("/")[0], "gin.macro"), {}).get(
+            "value", value
+        )
+    return value
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target if inspect.isclass(target) is False else target.__init__)
+    except (NameError, TypeError):
+        return {}
+
+
+def _holds_reference(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_holds_reference(item) for item in value)
+    if isinstance(value, dict):
+        return any(_holds_reference(item) for item in value.values())
+    return isinstance(value, gin.config.ConfigurableReference)
+
+
+def _unused_bindings() -> list[str]:
+    """Bindings of the last config that no call has read (gin keeps silent about a wrong scope)."""
+    operative = gin.config._OPERATIVE_CONFIG
+
+    def used(scope: str, selector: str, name: str) -> bool:
+        return any(
+            other == selector
+            and name in names
+            and (not scope or inner == scope or inner.startswith(scope + "/"))
+            for (inner, other), names in operative.items()
+        )
+
+    return [
+        f"{scope + '/' if scope else ''}{'.'.join(selector.split('.')[-2:])}.{name}"
+        for (scope, selector), names in gin.config._CONFIG.items()
+        for name in names
+        if not used(scope, selector, name)
+    ]

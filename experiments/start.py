@@ -1,0 +1,44 @@
+"""What every command line does first and last."""
+
+import ctypes
+import os
+import platform
+import sys
+from pathlib import Path
+
+import jax
+from absl import logging
+
+
+def process() -> None:
+    """Set up the process: quiet logs, kept compilations and, on Linux, an allocator that keeps its memory.
+
+    Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or below the user's cache.
+    """
+    logging.set_verbosity(logging.WARNING)  # under absl, JAX reports every backend it does not find
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "architecture-ablations" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if os.environ.get("RESEARCH_KEEP_MEMORY", "1") != "0" and platform.libc_ver()[0] == "glibc":
+        _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Stop glibc from returning memory to the system: else every step on a CPU faults its temporaries in again.
+
+    The price is that the process keeps its peak memory. RESEARCH_KEEP_MEMORY=0 switches it off.
+    """
+    mallopt = ctypes.CDLL(None).mallopt
+    arena_max, mmap_max, trim_threshold, top_pad = -8, -4, -1, -2  # names in malloc.h
+    mallopt(arena_max, 1)
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, -1)
+    mallopt(top_pad, 64 * 2**20)
+
+
+def fail(error: Exception | str) -> int:
+    """Print what went wrong as one line on stderr; the exit code."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"error: {text}", file=sys.stderr)
+    return 1

@@ -1,0 +1,84 @@
+"""Train one experiment: python -m experiments.train --gin_file=configs/architecture/prefix_lm.gin --run_dir=runs/x"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from rich.console import Console
+
+from experiments import configs, experiment, start
+from research.training import loop
+
+FLAGS = flags.FLAGS
+flags.DEFINE_multi_string("gin_file", [], "gin file; repeat it, later files override earlier ones")
+flags.DEFINE_multi_string("gin_param", [], 'gin binding, e.g. "train.steps=200"; repeat it')
+flags.DEFINE_string("run_dir", None, "folder of the run; a second call resumes it")
+flags.DEFINE_string("data_dir", None, "folder of downloaded archives (default: the user's cache)")
+flags.DEFINE_bool("dry_run", False, "print config, shapes, parameters and one decoded batch; train nothing")
+
+
+def describe(planned: experiment.Experiment, config: str, data_dir: str | None, console: Console) -> None:
+    """Print what a run would do, and one batch decoded back to text."""
+    data = planned.data
+    text = experiment.dataset(data, data_dir)
+    batch = next(itertools.islice(text.training(planned.seed), 1))
+    price = experiment.cost(planned.model, data, data_dir)
+    functions = experiment.trainer(planned.model, data.tokenizer.vocab_size, planned.optimizer, planned.steps)
+    state = jax.eval_shape(functions.initial, jax.random.key(0))
+
+    console.print(config, markup=False, highlight=False)
+    console.rule("parameters")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        console.print(
+            f"{jax.tree_util.keystr(path, simple=True, separator='/')}  {leaf.dtype}{list(leaf.shape)}"
+        )
+    console.print(f"{price.parameters:,} parameters, {price.flops_per_token:,.0f} training FLOPs a token")
+    console.print(
+        f"{planned.steps:,} steps of {price.tokens:,.0f} tokens ({price.loss_tokens:,.0f} of them targets): "
+        f"{price.train_flops * planned.steps / 1e12:.3g} TFLOP"
+    )
+    console.rule("one batch")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        console.print(f"batch{jax.tree_util.keystr(path)}  {leaf.dtype}{list(leaf.shape)}", highlight=False)
+    console.rule("its first row")
+    if batch.source is not None:
+        console.print("source: " + data.tokenizer.decode(batch.source.ids[0]), markup=False)
+    console.print("target: " + data.tokenizer.decode(batch.target.ids[0]), markup=False)
+    scored = batch.labels[0][batch.weights[0] > 0]
+    console.print("labels with weight: " + data.tokenizer.decode(scored), markup=False)
+
+
+def main(argv: list[str]) -> int:
+    """Train, or describe with --dry_run. Returns the exit code."""
+    if len(argv) > 1:
+        return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --gin_file=...")
+    console = Console()
+    start.process()
+    try:
+        if not FLAGS.gin_file:
+            raise configs.ConfigError(
+                "no --gin_file; for example --gin_file=configs/architecture/prefix_lm.gin"
+            )
+        planned, config = experiment.load(FLAGS.gin_file, FLAGS.gin_param)
+        if FLAGS.dry_run:
+            describe(planned, config, FLAGS.data_dir, console)
+            return 0
+        if not FLAGS.run_dir:
+            raise configs.ConfigError("no --run_dir; for example --run_dir=runs/prefix")
+        result = experiment.run(
+            planned, config, Path(FLAGS.run_dir), data_dir=FLAGS.data_dir, console=console
+        )
+    except loop.Interrupted as stopped:
+        console.print(str(stopped))
+        return 130
+    except (ValueError, OSError, RuntimeError, loop.Diverged) as error:
+        return start.fail(error)
+    for name, value in result["metrics"].items():
+        console.print(f"{name} {value:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

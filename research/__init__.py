@@ -1,0 +1,1 @@
+"""Masked-attention transformers, their objectives and their training, as plain Python."""

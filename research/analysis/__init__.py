@@ -1,0 +1,1 @@
+"""Counts models and reads result rows: statistics, tables and what they rest on."""

@@ -1,0 +1,1 @@
+"""The masked-attention core: slots, masks, position schemes and one `attend`."""

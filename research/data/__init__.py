@@ -1,0 +1,1 @@
+"""From published archives and local files to batches; knows no model."""

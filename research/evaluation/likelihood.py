@@ -1,0 +1,22 @@
+"""Held-out likelihood."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from research.batch import Batch
+from research.data.objectives import Tokenizer
+from research.training.step import Trainer
+
+
+def held_out(
+    trainer: Trainer, params: Any, batches: Sequence[Batch], tokenizer: Tokenizer
+) -> dict[str, float]:
+    """`loss`: nats per target token; `bits_per_byte`: bits for each byte of text among the targets."""
+    loss = trainer.evaluate(params, batches)
+    targets = sum(float(batch.weights.sum()) for batch in batches)
+    scored = [np.asarray(batch.labels)[np.asarray(batch.weights) > 0] for batch in batches]
+    text = sum(tokenizer.byte_count(labels) for labels in scored)
+    return {"loss": loss, "bits_per_byte": loss * targets / text / math.log(2)}

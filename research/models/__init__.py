@@ -1,0 +1,1 @@
+"""Transformer families on the one attention core."""

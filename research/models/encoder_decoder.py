@@ -1,0 +1,115 @@
+"""Two stacks, or one called twice: an encoder under `Full`, a causal decoder that cross-attends to its last layer."""
+
+import dataclasses
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from research.attention.masks import Causal, Full, Mask
+from research.batch import Batch
+from research.models.config import StackConfig
+from research.models.decoder import Output
+from research.models.layers import Embedding, Head, child
+from research.models.stack import Stack
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderDecoderConfig:
+    """An encoder-decoder (Vaswani et al. 2017; T5).
+
+    Attributes:
+      encoder, decoder: the stacks; `encoder` is not read where `tied`.
+      encoder_mask, mask, cross_mask: within the source, within the target, and from target to source.
+      split_layers: the encoder takes half of its configured layers and the decoder the rest of its own, so that
+        both together are as deep as one decoder (T5's "P, M/2").
+      tied: one stack reads the source and the target, so all but cross-attention and its norm is shared.
+      tied_embeddings: logits by the token table.
+    """
+
+    encoder: StackConfig = StackConfig()
+    decoder: StackConfig = StackConfig()
+    encoder_mask: Mask = Full()
+    mask: Mask = Causal()
+    cross_mask: Mask = Full()
+    split_layers: bool = False
+    tied: bool = False
+    tied_embeddings: bool = True
+
+    def __post_init__(self):
+        if self.encoder.width != self.decoder.width:
+            raise ValueError(
+                f"EncoderDecoderConfig: encoder width {self.encoder.width} and decoder width "
+                f"{self.decoder.width} must agree; set StackConfig.width once, without a scope"
+            )
+
+        if self.split_layers and (self.tied or min(self.encoder.layers, self.decoder.layers) < 2):
+            raise ValueError(
+                "EncoderDecoderConfig.split_layers needs two stacks of at least 2 layers to split; "
+                "set tied = False and StackConfig.layers to 2 or more"
+            )
+
+    def build(self, *, vocab: int, key: Array) -> "EncoderDecoder":
+        """The model with `vocab` tokens and initial parameters drawn from `key`."""
+        return EncoderDecoder(self, vocab=vocab, key=key)
+
+    def stacks(self) -> tuple[StackConfig, StackConfig]:
+        """The encoder's and the decoder's stack as they are built."""
+        if not self.split_layers:
+            return self.encoder, self.decoder
+        encoder, decoder = self.encoder.layers // 2, self.decoder.layers - self.decoder.layers // 2
+        return (
+            dataclasses.replace(self.encoder, layers=encoder),
+            dataclasses.replace(self.decoder, layers=decoder),
+        )
+
+
+class EncoderDecoder(nnx.Module):
+    """Token vectors (shared by both sides), an encoder, a decoder, logits."""
+
+    def __init__(self, config: EncoderDecoderConfig, *, vocab: int, key: Array):
+        self.config = config
+        encoder, decoder = config.stacks()
+        self.embedding = Embedding(vocab, decoder, key=child(key, "embedding"))
+        self.decoder = Stack(decoder, mask=config.mask, cross=True, key=child(key, "decoder"))
+        own = None if config.tied else Stack(encoder, mask=config.encoder_mask, key=child(key, "encoder"))
+        self.encoder = own
+        self.head = None if config.tied_embeddings else Head(vocab, decoder, key=child(key, "head"))
+
+    def apply(self, batch: Batch, *, key: Array | None = None) -> Output:
+        """Hidden states of `batch.target`, having read `batch.source`; `key` switches dropout on.
+
+        Raises:
+          ValueError: the batch has no source to encode.
+        """
+        if batch.source is None:
+            raise ValueError(
+                "EncoderDecoder reads a source and a target, but the batch has no source; "
+                "set Data.layout = @layouts.Split()"
+            )
+        config = self.config
+        source, target = batch.source, batch.target
+        encode = (
+            self.encoder or self.decoder
+        )  # tied: the same stack, called without anything to cross-attend to
+        memory = encode(
+            self.embedding(source.ids),
+            slots=source.slots,
+            mask=config.encoder_mask,
+            key=None if key is None else child(key, "source"),
+        )
+        hidden = self.decoder(
+            self.embedding(target.ids),
+            slots=target.slots,
+            mask=config.mask,
+            source=(memory, source.slots, config.cross_mask),
+            key=key,
+        )
+        return Output(hidden)
+
+    def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
+        """Scores of every token of the vocabulary, in float32."""
+        return (self.head or self.embedding).logits(hidden)
+
+    def __call__(self, batch: Batch) -> Float[Array, "*b t v"]:
+        """Logits of every position: the short form of `apply`."""
+        return self.logits(self.apply(batch).hidden)

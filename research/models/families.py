@@ -1,0 +1,19 @@
+"""The families by name: what a config may build."""
+
+from research.models.decoder import Decoder, DecoderConfig, Encoder, EncoderConfig, Output
+from research.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+
+FamilyConfig = DecoderConfig | EncoderDecoderConfig
+Model = Decoder | EncoderDecoder
+
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "Encoder",
+    "EncoderConfig",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
+    "FamilyConfig",
+    "Model",
+    "Output",
+]

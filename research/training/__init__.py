@@ -1,0 +1,1 @@
+"""Losses, optimizers, the step, the loop and its checkpoints."""

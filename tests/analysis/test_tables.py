@@ -1,0 +1,343 @@
+"""Tables show what is there, say what is not, and refuse what does not compare."""
+
+import csv
+import dataclasses
+import io
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import rich.console
+
+from experiments import tabulate
+from research.analysis import results, tables
+from research.analysis.results import ResultError, Row
+from research.analysis.tables import TableError
+
+
+def row(arm, seed, loss, *, key="0123456789abcdef", **changes):
+    """A row with every measure; `changes` replace values by name, in whatever section."""
+    sections: dict[str, Any] = {
+        "environment": {"attention": "dense", "matmul_precision": "highest"},
+        "data": {"fingerprint": "feedbeef" * 8, "order": "windows-0"},
+        "budget": {
+            "parameters": 214_000,
+            "flops_per_token": 430_000,
+            "train_flops": 1.29e12,
+            "tokens_seen": 3_000_000,
+            "loss_tokens": 1_500_000,
+            "steps": 100,
+        },
+        "metrics": {"loss": loss, "bits_per_byte": loss / 2},
+        "timing": {
+            "tokens_per_second": 12_345.6,
+            "wall_seconds": 61.25,
+            "peak_memory_bytes": 3 * 2**20,
+        },
+    }
+    top: dict[str, Any] = {
+        "study": "architecture",
+        "scale": "smoke",
+        "commit": "c0ffee",
+        "dirty": False,
+    }
+    for name, value in changes.items():
+        places = [section for section in sections.values() if name in section] or [top]
+        assert name in places[0], name
+        places[0][name] = value
+    return Row(arm=arm, seed=seed, key=key, config="", **top, **sections)
+
+
+CAUSAL = [row("causal", 0, 2.0), row("causal", 1, 2.2), row("causal", 2, 2.4)]
+PREFIX = [row("prefix", 0, 1.9), row("prefix", 1, 2.0), row("prefix", 2, 2.4)]
+
+
+def build(rows, arms=("causal", "prefix"), seeds=(0, 1, 2), columns=("loss",), **options):
+    return tables.build(rows, arms=arms, seeds=seeds, columns=columns, **options)
+
+
+def texts(table):
+    return [[line.arm, line.seeds, *(cell.text for cell in line.cells)] for line in table.lines]
+
+
+def test_a_line_an_arm_in_the_given_order_with_intervals_and_paired_differences():
+    table = build(CAUSAL + PREFIX, ("prefix", "causal"), columns=("loss", "parameters"), baseline="causal")
+    assert [column.label for column in table.columns] == [
+        "held-out loss per target token (nats)",
+        "difference to causal",
+        "parameters",
+    ]
+    # half widths: 4.302653 sd / sqrt(3), sd of (1.9, 2.0, 2.4) and of (-0.1, -0.2, 0)
+    assert texts(table) == [
+        ["prefix", "3", "2.1000 ± 0.6572", "-0.1000 ± 0.2484", "0.214 M"],
+        ["causal", "3", "2.2000 ± 0.4968", "baseline", "0.214 M"],
+    ]
+    assert table.notes[0] == (
+        "Scale smoke; 3 seeds; data feedbeeffeed; intervals are 95 % t intervals over seeds."
+    )
+
+
+def test_every_measure_reads_its_place_and_unit():
+    table = build([row("causal", 0, 2.0)], ("causal",), (0,), columns=tuple(tables.MEASURES))
+    found = dict(zip(tables.MEASURES, texts(table)[0][2:], strict=True))
+    assert found == {
+        "loss": "2.0000",
+        "bits_per_byte": "1.0000",
+        "parameters": "0.214 M",
+        "flops_per_token": "0.430 M",
+        "train_flops": "1.290 T",
+        "tokens_seen": "3.000 M",
+        "loss_tokens": "1.500 M",
+        "tokens_per_second": "12,346",
+        "wall_seconds": "61.2 s",
+        "peak_memory": "3.0 MiB",
+    }
+    assert "An arm with one seed has no interval." in table.notes
+
+
+def test_missing_rows_are_shown_and_never_averaged_over_silently():
+    rows = [CAUSAL[0], CAUSAL[1], PREFIX[1], PREFIX[2]]
+    table = build(rows, ("causal", "prefix", "encoder"), baseline="causal")
+    assert texts(table) == [
+        ["causal", "2/3 seeds", "2.1000 ± 1.2706", "baseline"],
+        ["prefix", "2/3 seeds", "2.2000 ± 2.5412", "-0.2000 (n=1)"],
+        ["encoder", "missing", "n/a", "n/a"],
+    ]
+
+
+def test_an_absent_baseline_leaves_differences_empty():
+    assert texts(build(PREFIX, baseline="causal"))[1][-1] == "n/a"
+
+
+def test_a_table_without_rows_is_all_missing():
+    table = build([], baseline="causal")
+    assert [line.seeds for line in table.lines] == ["missing", "missing"]
+    assert "no rows yet" in table.notes[0]
+
+
+def test_unmeasured_timing_is_no_number_and_part_of_it_is_counted():
+    none = [row("causal", seed, 2.0, wall_seconds=None) for seed in range(3)]
+    assert texts(build(none, columns=("wall_seconds",)))[0][2] == "n/a"
+    some = [*none[:2], CAUSAL[2]]
+    assert texts(build(some, columns=("wall_seconds",)))[0][2] == "61.2 s (n=1)"
+
+
+def test_losses_are_compared_inside_their_objective_group_only():
+    rows = CAUSAL + PREFIX + [row("masked", 0, 9.0), row("blank", 0, 8.0)]
+    groups = {"causal": "lm", "prefix": "lm", "masked": "mlm", "blank": "glm"}
+    options: dict[str, Any] = {"arms": ("causal", "prefix", "masked", "blank"), "groups": groups}
+    table = build(rows, baseline={"lm": "causal", "mlm": "masked"}, **options)
+    differences = [line[-1] for line in texts(table)]
+    assert differences == ["baseline", "-0.1000 ± 0.2484", "baseline", "n/a"]
+    assert table.columns[1].label == "difference to the group's baseline"
+    assert "Baselines, one for each objective: causal for lm, masked for mlm." in table.notes
+    with pytest.raises(TableError, match=r"'masked' of group 'lm'.*'causal', 'prefix'"):
+        build(rows, baseline={"lm": "masked"}, **options)
+    with pytest.raises(TableError, match="one arm for several groups"):
+        build(rows, baseline="causal", **options)
+    with pytest.raises(TableError, match="arm 'causal': in no group"):
+        build(rows, baseline={"lm": "causal"}, groups={"prefix": "lm"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("attention", "blockwise"),
+        ("matmul_precision", "default"),
+        ("fingerprint", "0ther"),
+        ("order", "windows-1"),
+        ("scale", "small"),
+        ("study", "repetition"),
+    ],
+)
+def test_rows_that_do_not_compare_are_refused_in_one_line(name, value):
+    odd = row("prefix", 2, 2.4, **{name: value})
+    with pytest.raises(TableError, match=rf"{name}: .*'{value}' in prefix-s2-") as caught:
+        build([*CAUSAL, *PREFIX[:2], odd])
+    assert "\n" not in str(caught.value)
+    build([*CAUSAL, *PREFIX[:2], odd], seeds=(0, 1))  # rows outside the table do not count
+
+
+def test_what_is_declared_wrongly_is_refused():
+    with pytest.raises(TableError, match=r"'bits_per_bite': .*did you mean 'bits_per_byte'"):
+        build(CAUSAL, columns=("bits_per_bite",))
+    with pytest.raises(TableError, match="baseline 'cuasal'"):
+        build(CAUSAL, baseline="cuasal")
+    with pytest.raises(ResultError, match="remove the stale one"):
+        build([*CAUSAL, row("causal", 0, 2.0, key="stale" * 4)])
+
+
+def test_a_value_that_a_row_lacks_names_the_row():
+    bare = dataclasses.replace(CAUSAL[0], metrics={"accuracy": 1.0})
+    with pytest.raises(TableError, match=r"causal-s0-0123456789ab.json: no value 'metrics.loss'"):
+        build([bare])
+
+
+def test_a_vanishing_difference_has_no_negative_zero():
+    rows = [row("causal", 0, 2.0), row("prefix", 0, 2.0 - 1e-9)]
+    assert texts(build(rows, seeds=(0,), baseline="causal"))[1][-1] == "+0.0000"
+
+
+ODD_ARM = r"a|b_50%[x]"
+
+
+def odd_table():
+    rows = [row("causal", seed, 2.0 + seed) for seed in range(2)]
+    return build(
+        rows + [row(ODD_ARM, seed, 1.5) for seed in range(2)],
+        ("causal", ODD_ARM, "none"),
+        (0, 1),
+        baseline="causal",
+    )
+
+
+def test_markdown():
+    assert tables.markdown(odd_table()) == (
+        "| arm | seeds | held-out loss per target token (nats) | difference to causal |\n"
+        "| --- | ---: | ---: | ---: |\n"
+        "| causal | 2 | 2.5000 ± 6.3531 | baseline |\n"
+        "| a\\|b_50%[x] | 2 | 1.5000 | -1.0000 ± 6.3531 |\n"
+        "| none | missing | n/a | n/a |\n"
+        "\n"
+        "Scale smoke; 2 seeds; data feedbeeffeed; intervals are 95 % t intervals over seeds.\n"
+        "Differences are arm minus baseline, paired by seed.\n"
+    )
+
+
+def test_csv_holds_numbers_in_the_rows_own_units():
+    lines = list(csv.DictReader(io.StringIO(tables.csv(odd_table()))))
+    assert lines[1] == {
+        "arm": ODD_ARM,
+        "seeds": "2",
+        "seeds_declared": "2",
+        "loss": "1.5",
+        "loss_half_width": "0",
+        "difference": "-1",
+        "difference_half_width": "6.35310236809",  # t(0.975, 1) / 2 = tan(0.475 pi) / 2
+    }
+    assert (lines[2]["seeds"], lines[2]["loss"]) == ("0", "")
+    single = tables.csv(build(CAUSAL, seeds=(0,), columns=("parameters",)))
+    assert single.splitlines()[1] == "causal,1,1,214000,"
+
+
+def test_latex_is_booktabs_and_escaped():
+    text = tables.latex(odd_table())
+    assert "a|b\\_50\\%[x] & 2 & 1.5000 & $-$1.0000 $\\pm$ 6.3531 \\\\\n" in text
+    assert "95 \\% t intervals" in text
+    order = [text.index(rule) for rule in ("{lrrr}", "\\toprule", "\\midrule", "\\bottomrule")]
+    assert order == sorted(order)
+    assert tables._escape("\\~^{") == "\\textbackslash{}\\textasciitilde{}\\textasciicircum{}\\{"
+
+
+def test_the_terminal_shows_what_markdown_shows():
+    console = rich.console.Console(width=160, file=io.StringIO(), record=True)
+    console.print(tables.rich_table(odd_table()))
+    shown = console.export_text()
+    for text in (ODD_ARM, "-1.0000 ± 6.3531", "missing", "95 % t intervals"):
+        assert text in shown
+
+
+@pytest.mark.parametrize("renderer", [tables.markdown, tables.csv, tables.latex])
+def test_the_order_of_rows_changes_no_byte(renderer):
+    rows = [row("causal", seed, 2 + 0.1 * seed**3) for seed in range(9)]
+    options: dict[str, Any] = {"seeds": tuple(range(9)), "baseline": "causal"}
+    assert renderer(build(rows, **options)) == renderer(build(rows[::-1], **options))
+
+
+STUDY: Any = SimpleNamespace(
+    name="architecture",
+    scale="smoke",
+    arms=("causal", "prefix"),
+    seeds=(0, 1, 2),
+    columns=("loss", "parameters"),
+    groups={"causal": "lm", "prefix": "lm"},
+    baselines={"lm": "causal"},
+)
+
+
+@pytest.fixture
+def results_dir(tmp_path):
+    for each in CAUSAL + PREFIX:
+        results.save(each, tmp_path / "results" / "architecture" / "smoke" / "cells")
+    return tmp_path / "results"
+
+
+def test_a_study_is_rendered_from_its_files(results_dir):
+    table = tabulate.render(STUDY, results_dir)
+    assert table == build(CAUSAL + PREFIX, columns=STUDY.columns, baseline="causal")
+    into = tabulate.folder(STUDY, results_dir)
+    tabulate.write(table, into)
+    assert (into / "table.md").read_text(encoding="utf-8") == tables.markdown(table)
+    assert (into / "table.csv").read_text(encoding="utf-8") == tables.csv(table)
+    assert (into / "table.tex").read_text(encoding="utf-8") == tables.latex(table)
+
+
+def test_a_study_without_rows_says_how_to_get_them(tmp_path):
+    with pytest.raises(TableError, match=r"no rows.*experiments.launch --study=architecture"):
+        tabulate.render(STUDY, tmp_path)
+
+
+def test_the_readme_block_is_rewritten_and_nothing_else(results_dir, tmp_path):
+    table = tabulate.render(STUDY, results_dir)
+    readme = tmp_path / "README.md"
+    other = "<!-- table:architecture/small -->\nkept\n<!-- /table -->\n"
+    start, end = "<!-- table:architecture/smoke -->", "<!-- /table -->"
+    readme.write_text(f"# Top\n{other}\n{start}\nold\n{end}\nlast\n")
+    for _ in range(2):
+        tabulate.update_block(readme, STUDY, table)
+        expected = f"# Top\n{other}\n{start}\n{tables.markdown(table)}{end}\nlast\n"
+        assert readme.read_text(encoding="utf-8") == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nothing\n",
+        "<!-- table:architecture/smoke -->\nno end\n",
+        "<!-- table:architecture/smoke -->\n<!-- table:b/smoke -->\n<!-- /table -->\n",
+    ],
+)
+def test_a_readme_without_the_block_is_left_alone(tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(TableError, match=r"README\.md: no block <!-- table:architecture/smoke"):
+        tabulate.update_block(readme, STUDY, build(CAUSAL))
+    assert readme.read_text() == text
+
+
+def command_line(*arguments):
+    """Runs the app on a stand-in for experiments.study, which loads STUDY or nothing."""
+    program = (
+        "import runpy, sys, types, experiments\n"
+        f"study = types.SimpleNamespace(**{vars(STUDY)!r})\n"
+        "def load(name, scale):\n"
+        "    if (name, scale) != (study.name, study.scale):\n"
+        "        raise ValueError(f'study {name!r}: unknown\\nat this scale')\n"
+        "    return study\n"
+        "module = types.ModuleType('experiments.study')\n"
+        "module.load = load\n"
+        "sys.modules['experiments.study'] = experiments.study = module\n"
+        f"sys.argv = ['tabulate', *{arguments!r}]\n"
+        "runpy.run_module('experiments.tabulate', run_name='__main__')\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_writes_and_prints(results_dir):
+    done = command_line("--study=architecture", f"--results_dir={results_dir}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2.1000 ± 0.6572" in done.stdout
+    assert "prefix" in (results_dir / "architecture" / "smoke" / "table.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("study", ["architecture", "architekture"])
+def test_the_command_fails_in_one_line(tmp_path, study):
+    done = command_line(f"--study={study}", f"--results_dir={tmp_path}")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("tabulate: ")
+    assert done.stdout == ""

