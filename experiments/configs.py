@@ -7,6 +7,7 @@ its value, what was expected and where to change it; a binding that nothing used
 import difflib
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -112,7 +113,7 @@ def _parameters(configurable: Any) -> list[str]:
 
 def _siblings(selector: str, missing: str) -> list[str]:
     module = selector.split(".")[0]
-    loaded = [m for name, m in list(inspect.sys.modules.items()) if name.split(".")[-1] == module]
+    loaded = [m for name, m in list(sys.modules.items()) if name.split(".")[-1] == module]
     return [name for m in loaded for name in dir(m) if not name.startswith("_")]
 
 

@@ -132,7 +132,9 @@ def run(
 ) -> dict[str, Any]:
     """Train and score the experiment in its run folder, going on where an earlier call was stopped.
 
-    `config` is the gin text the experiment was made from. Returns the result, also in `result.json`: key, commit, dirty, config, environment, data, budget, metrics and
+    `config` is the gin text the experiment was made from.
+
+    Returns the result, also in `result.json`: key, commit, dirty, config, environment, data, budget, metrics and
     timing. A finished folder is returned as it is.
 
     Raises:

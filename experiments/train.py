@@ -1,7 +1,6 @@
 """Train one experiment: python -m experiments.train --gin_file=configs/architecture/prefix_lm.gin --run_dir=runs/x"""
 
 import itertools
-import sys
 from pathlib import Path
 
 import jax

@@ -20,7 +20,7 @@ def resolve(backend: str | Backend) -> Backend:
     Raises:
       ValueError: no backend has that name.
     """
-    if callable(backend):
+    if not isinstance(backend, str):
         return backend
     name = resolved_name(backend)
     if name not in BACKENDS:

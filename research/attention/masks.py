@@ -163,10 +163,10 @@ class Interval(_Symbolic):
     def __gt__(self, other: Any) -> Truth:
         return ~(self <= other)
 
-    def __eq__(self, other: object) -> Truth:  # ty: ignore[invalid-method-override]
+    def __eq__(self, other: object) -> Truth:  # ty: ignore[incompatible-method-override]
         return (self <= other) & (self >= other)
 
-    def __ne__(self, other: object) -> Truth:  # ty: ignore[invalid-method-override]
+    def __ne__(self, other: object) -> Truth:  # ty: ignore[incompatible-method-override]
         return ~(self == other)
 
     __radd__ = __add__

@@ -115,7 +115,7 @@ class Attention(nnx.Module):
             dropout=(config.attention_dropout, key) if key is not None and config.attention_dropout else None,
             backend=config.backend,
         )
-        return self.output(out.reshape(*out.shape[:-2], -1))
+        return self.output(out.reshape(*out.shape[:-2], -1))  # ty: ignore[missing-union-attribute]
 
 
 class MLP(nnx.Module):

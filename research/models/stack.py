@@ -91,7 +91,7 @@ class Stack(nnx.Module):
             return x, None
 
         if config.remat != "none":
-            repeat = jax.checkpoint(repeat, prevent_cse=False, policy=POLICIES[config.remat])
+            repeat = jax.checkpoint(repeat, prevent_cse=False, policy=POLICIES[config.remat])  # ty: ignore[invalid-assignment]
         if whole:
             scanned = [_rows(block, slice(whole)) for block in self.blocks]
             x, _ = jax.lax.scan(repeat, x, (scanned, jnp.arange(whole)), unroll=min(config.unroll, whole))

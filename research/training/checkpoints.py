@@ -64,4 +64,4 @@ class Checkpoints:
                 data=ocp.args.JsonRestore(),
             ),
         )
-        return restored.state, restored.data["state"]
+        return restored.state, restored.data["state"]  # ty: ignore[missing-union-attribute]
