@@ -6,7 +6,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("research", "beartype.beartype")
+install_import_hook(["research.attention", "research.models", "research.training"], "beartype.beartype")
 
 import jax
 import pytest
