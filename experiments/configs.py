@@ -4,6 +4,7 @@ The library knows nothing of gin; the files bind it from outside by dynamic regi
 its value, what was expected and where to change it; a binding that nothing used is an error.
 """
 
+import dataclasses
 import difflib
 import inspect
 import re
@@ -48,6 +49,7 @@ def load(target: Callable[..., Any], files: Iterable[str], bindings: Sequence[st
         raise
     except Exception as error:
         raise ConfigError(_explain(error)) from error
+    _check_tree(built)
     unused = _unused_bindings()
     if unused:
         raise ConfigError(
@@ -90,13 +92,17 @@ def _explain(error: Exception) -> str:
         names = _parameters(gin.config._REGISTRY.get_match(match[1]).wrapped)
         return f"{match[1]}.{match[2]}: no such parameter{_nearest(match[2], names)}{place}"
     if match := re.search(r"No configurable matching (?:reference )?'@?(.*?)(?:\(\))?'", message):
-        known = {name.split(".")[-1] for name, _ in gin.config._REGISTRY.items()}
+        known = {name.split(".")[-1] for name, _ in gin.config._REGISTRY.items()} | _library()
         return f"{match[1]!r}: nothing of that name{_nearest(match[1], known)}{place}"
     if match := re.search(r"Couldn't resolve selector (\S+); .* has no attribute (\w+)", message):
         names = _siblings(match[1], match[2])
         return f"{match[1]}: no {match[2]!r} there{_nearest(match[2], names)}{place}"
     if match := re.search(r"'(.*?)' was not provided by an import statement", message):
         return f"{match[1]!r} is not imported in this gin file; add an import line{place}"
+    if "malformed node or string" in message:
+        return f"a value is not a Python literal; quote strings, write @Name() for objects, %NAME for macros{place}"
+    if match := re.search(r"No bindings specified for '(.*?)/gin.macro'", message):
+        return f"macro %{match[1]} has no value; bind it, e.g. {match[1]} = ..."
     if match := re.search(r"macro\(\) missing 1 required positional argument.*in scope '(.*?)'", text, re.S):
         return f"macro %{match[1]} has no value; bind it, e.g. {match[1]} = ..."
     if match := re.search(r"(?s)Required bindings for `(.*?)` not provided in config: \[(.*?)\]", text):
@@ -111,6 +117,12 @@ def _parameters(configurable: Any) -> list[str]:
     return list(inspect.signature(configurable).parameters)
 
 
+def _library() -> set[str]:
+    """Names of the classes in the library's loaded modules."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("research.")]
+    return {name for module in modules for name, value in vars(module).items() if inspect.isclass(value)}
+
+
 def _siblings(selector: str, missing: str) -> list[str]:
     module = selector.split(".")[0]
     loaded = [m for name, m in list(sys.modules.items()) if name.split(".")[-1] == module]
@@ -122,19 +134,33 @@ def _check_types() -> None:
     for (scope, selector), parameters in gin.config._CONFIG.items():
         if selector == "gin.macro":
             continue
-        target = gin.config._REGISTRY[selector].wrapped
-        hints = _hints(target)
+        hints = _hints(gin.config._REGISTRY[selector].wrapped)
         for name, value in parameters.items():
             value = _macro_value(value)
-            if isinstance(value, gin.config.ConfigurableReference) or name not in hints:
-                continue
-            if not _holds_reference(value) and not is_bearable(value, hints[name], conf=_TOWER):
-                hint = getattr(hints[name], "__name__", None) or str(hints[name])
-                label = f"{scope + '/' if scope else ''}{'.'.join(selector.split('.')[-2:])}.{name}"
-                raise ConfigError(
-                    f"{label} = {value!r}: expected {hint.replace('typing.', '')}; "
-                    "change it in the gin file or --gin_param that binds it"
-                )
+            if name in hints and not _holds_reference(value):
+                prefix = f"{scope}/" if scope else ""
+                _check(f"{prefix}{'.'.join(selector.split('.')[-2:])}.{name}", value, hints[name])
+
+
+def _check_tree(built: Any) -> None:
+    """Every field of a tree of frozen values against its annotation: references are values by now."""
+    if not dataclasses.is_dataclass(built) or isinstance(built, type):
+        return
+    hints = _hints(type(built))
+    for field in dataclasses.fields(built):
+        value = getattr(built, field.name)
+        if field.name in hints:
+            _check(f"{type(built).__name__}.{field.name}", value, hints[field.name])
+        for part in value if isinstance(value, tuple) else (value,):
+            _check_tree(part)
+
+
+def _check(label: str, value: Any, hint: Any) -> None:
+    if not is_bearable(value, hint, conf=_TOWER):
+        expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        raise ConfigError(
+            f"{label} = {value!r}: expected {expected}; change it in the gin file or --gin_param that binds it"
+        )
 
 
 def _macro_value(value: Any) -> Any:
@@ -148,7 +174,7 @@ def _macro_value(value: Any) -> Any:
 
 def _hints(target: Any) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(target if inspect.isclass(target) is False else target.__init__)
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except (NameError, TypeError):
         return {}
 

@@ -11,8 +11,6 @@ install_import_hook(["research.attention", "research.models", "research.training
 import jax
 import pytest
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
-
 
 @pytest.fixture(autouse=True, scope="session")
 def _compilation_cache(tmp_path_factory):

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from research.data.catalog import CATALOG, read
 
@@ -28,6 +28,7 @@ class Document:
     text: str
 
 
+@runtime_checkable  # so that a config value can be checked against it
 class Corpus(Protocol):
     """What every corpus here provides."""
 

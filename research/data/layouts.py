@@ -5,7 +5,7 @@ for encoder-decoders). `pad` or a packer brings them to fixed lengths, `assemble
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -17,6 +17,7 @@ from research.data.objectives import Example, Limits, Tokenizer
 Features = dict[str, np.ndarray]
 
 
+@runtime_checkable  # so that a config value can be checked against it
 class Layout(Protocol):
     """What every layout here provides."""
 

@@ -5,7 +5,7 @@ from the generator it is called with, which the pipeline seeds for each window a
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -41,6 +41,7 @@ class Limits:
     total: int
 
 
+@runtime_checkable  # so that a config value can be checked against it
 class Objective(Protocol):
     """What every objective here provides."""
 

@@ -5,7 +5,7 @@ Rules go by a parameter's *path* (e.g. `stack/blocks/0/mlp/inner/up/kernel`), ne
 
 import dataclasses
 import re
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import optax
@@ -13,6 +13,7 @@ import optax
 DECAYED = r"(kernel|embedding/table)$"  # projections and token vectors; not norms, biases, sinks, positions
 
 
+@runtime_checkable  # so that a config value can be checked against it
 class Schedule(Protocol):
     """What every schedule here provides."""
 
