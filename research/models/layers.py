@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -50,7 +51,7 @@ class Embedding(nnx.Module):
         self.table = nnx.Param(jax.random.normal(key, (vocab, config.width)) * config.width**-0.5)
         self.dtype = config.compute_dtype
 
-    def __call__(self, ids: Int[Array, "*b n"]) -> Float[Array, "*b n m"]:
+    def __call__(self, ids: Int[Array | np.ndarray, "*b n"]) -> Float[Array, "*b n m"]:
         """Vectors of the tokens, scaled by sqrt(m)."""
         width = self.table.shape[-1]
         return jnp.take(self.table[...], ids, axis=0).astype(self.dtype) * width**0.5
