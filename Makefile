@@ -12,7 +12,7 @@ test: lint fast
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/ty check . --python $(VENV)
+	$(BIN)/ty check research experiments --python $(VENV)
 	$(BIN)/lint-imports
 
 fast: $(VENV)/.test

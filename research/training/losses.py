@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -14,8 +15,8 @@ LOGITS = 2**22  # how many logits are in memory at a time; the backward pass com
 def token_loss(
     logits: Callable[[Array], Array],
     hidden: Float[Array, "*b t m"],
-    labels: Int[Array, "*b t"],
-    weights: Float[Array, "*b t"],
+    labels: Int[Array | np.ndarray, "*b t"],
+    weights: Float[Array | np.ndarray, "*b t"],
     *,
     vocab: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -30,7 +31,7 @@ def token_loss(
     size = -(-tokens // chunks)
     missing = chunks * size - tokens
 
-    def split(line: Array) -> Array:
+    def split(line: Array | np.ndarray) -> Array:
         padded = jnp.pad(line, [(0, missing)] + [(0, 0)] * (line.ndim - 1))
         return padded.reshape(chunks, size, *line.shape[1:])
 

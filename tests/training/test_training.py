@@ -1,0 +1,207 @@
+"""Steps, optimizers, losses, and a run that is killed."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import configs
+from research.attention.masks import Slots
+from research.batch import Batch, Tokens
+from research.models.config import BlockSpec, StackConfig
+from research.models.families import DecoderConfig
+from research.training import losses, optimizers
+from research.training.step import Trainer
+
+VOCAB = 40
+CONFIG = DecoderConfig(stack=StackConfig(layers=3, width=16, heads=2))
+
+
+def batch(rows=4, length=6, seed=0):
+    ids = np.random.default_rng(seed).integers(0, VOCAB, (rows, length + 1)).astype(np.int32)
+    weights = np.random.default_rng(seed + 1).uniform(size=(rows, length)).astype(np.float32)
+    return Batch(Tokens(ids[:, :-1], Slots.arange(length, (rows,))), ids[:, 1:], weights)
+
+
+def trainer(optimizer, config=CONFIG):
+    return Trainer(config, vocab=VOCAB, optimizer=optimizer.build(10))
+
+
+def test_the_loss_is_the_weighted_mean_whatever_the_chunk(monkeypatch):
+    functions = trainer(optimizers.SGD())
+    state, one = functions.initial(jax.random.key(0)), batch()
+    logits = functions.model(state.params)(one)
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, one.labels)
+    for size in (losses.LOGITS, 5 * VOCAB, VOCAB):
+        monkeypatch.setattr(losses, "LOGITS", size)
+        total, weight = functions.loss(state.params, one)
+        np.testing.assert_allclose(total, (each * one.weights).sum(), rtol=1e-5)
+        np.testing.assert_allclose(weight, one.weights.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [optimizers.AdamW(), optimizers.Lion(), optimizers.SGD()], ids=lambda o: type(o).__name__
+)
+def test_one_step_of_scanned_layers_is_one_step_of_unrolled_layers(optimizer):
+    """A pattern as long as the stack keeps every layer's parameters apart: nothing is scanned or stacked."""
+    spread = dataclasses.replace(
+        CONFIG, stack=dataclasses.replace(CONFIG.stack, pattern=(BlockSpec(),) * CONFIG.stack.layers)
+    )
+    after = []
+    for config in (CONFIG, spread):
+        functions = trainer(optimizer, config)
+        state, _ = functions.step(functions.initial(jax.random.key(0)), batch())
+        after.append(state.params["stack"]["blocks"])
+    for layer in range(CONFIG.stack.layers):
+        scanned = jax.tree.map(lambda leaf, layer=layer: leaf[layer], after[0][0])
+        unrolled = jax.tree.map(lambda leaf: leaf[0], after[1][layer])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), scanned, unrolled)
+
+
+def test_weight_decay_goes_by_path():
+    params = trainer(optimizers.AdamW()).initial(jax.random.key(0)).params
+    paths = [optimizers.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    decayed = {path for path in paths if optimizers.re.search(optimizers.DECAYED, path)}
+    assert {path.rsplit("/", 1)[-1] for path in decayed} == {"kernel", "table"}
+    assert all("norm" in path for path in set(paths) - decayed)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "end"),
+    [(optimizers.Constant(), 1.0), (optimizers.Cosine(final=0.1), 0.1), (optimizers.Linear(final=0.0), 0.0)],
+)
+def test_schedules_rise_to_the_peak_and_end_where_they_say(schedule, end):
+    rate = schedule.build(1.0, 100)
+    rates = [float(rate(step)) for step in range(101)]
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[0] > 0
+    assert rates[100] == pytest.approx(end, abs=1e-6)
+
+
+def test_dropout_differs_between_steps_and_is_off_in_evaluation():
+    config = dataclasses.replace(CONFIG, stack=dataclasses.replace(CONFIG.stack, dropout=0.5))
+    functions = trainer(optimizers.SGD(learning_rate=1e-12), config)
+    state, seen = functions.initial(jax.random.key(0)), []
+    held_out = functions.evaluate(state.params, [batch()])
+    for _ in range(2):
+        state, metrics = functions.step(state, batch())
+        seen.append(float(metrics["loss"]))
+    assert seen[0] != seen[1]
+    assert functions.evaluate(state.params, [batch()]) == pytest.approx(held_out, rel=1e-6)
+
+
+def test_evaluation_ignores_padding_batches_and_refuses_to_report_on_nothing():
+    functions = trainer(optimizers.SGD())
+    params, one = functions.initial(jax.random.key(0)).params, batch()
+    empty = dataclasses.replace(one, weights=np.zeros_like(one.weights))
+    assert functions.evaluate(params, [one, empty]) == pytest.approx(functions.evaluate(params, [one]))
+    with pytest.raises(ValueError, match="no batch has a target"):
+        functions.evaluate(params, [empty])
+
+
+def run(folder, *, seed=0, wait=True):
+    """Train for 60 steps on the standard library, in a process of its own."""
+    words = [
+        *(sys.executable, "-m", "experiments.train", f"--run_dir={folder}"),
+        *("--gin_file=configs/architecture/prefix_lm.gin", "--gin_file=configs/scale/smoke.gin"),
+        *(f"--gin_file={folder.parent / 'library.gin'}", f"--gin_param=train.seed={seed}"),
+    ]
+    (folder.parent / "library.gin").write_text(
+        "from __gin__ import dynamic_registration\n"
+        "from experiments import experiment\n"
+        "from research.data import corpora\n"
+        "from research.data import pipeline\n"
+        "from research.models import config\n"
+        "from research.training import loop\n"
+        "pipeline.Data.corpus = @corpora.StandardLibrary()\n"
+        "pipeline.Data.held_out = 16\n"
+        "pipeline.Data.batch = 4\n"
+        "config.StackConfig.dropout = 0.1\n"
+        "experiment.train.steps = 60\n"
+        "loop.Plan.checkpoint_every = 20\n"
+        "loop.Plan.log_every = 5\n"
+    )
+    process = subprocess.Popen(words, cwd=configs.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if wait:
+        out, _ = process.communicate(timeout=240)
+        return process.returncode, out.decode()
+    return process
+
+
+def lines(folder):
+    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in read]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_is_stopped_and_resumed_equals_one_that_is_not(tmp_path, number):
+    code, said = run(tmp_path / "whole")
+    assert code == 0, said
+    process = run(tmp_path / "stopped", wait=False)
+    saved = tmp_path / "stopped" / "checkpoints" / "20"
+    deadline = time.monotonic() + 200
+    while not saved.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] in (
+            "interrupted",
+            "done",
+        )
+    code, said = run(tmp_path / "stopped")
+    assert code == 0, said
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "stopped")]
+    assert results[0]["metrics"] == results[1]["metrics"]
+
+    code, said = run(tmp_path / "stopped", seed=1)
+    assert code == 1
+    assert "holds another experiment" in said.splitlines()[-1]
+    assert "seed = 1" in said.splitlines()[-1]
+
+
+def test_a_loss_that_is_no_number_is_named(tmp_path):
+    from rich.console import Console
+
+    from research.training import loop
+    from research.training.checkpoints import Checkpoints
+    from research.training.step import TrainState
+
+    class Batches:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return batch()
+
+        def get_state(self):
+            return {"next": 0}
+
+    def step(state, _):
+        return dataclasses.replace(state, step=state.step + 1), {"loss": jnp.nan}
+
+    state = TrainState(jnp.int32(0), {"w": jnp.zeros(2)}, {}, jax.random.key(0))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints, pytest.raises(loop.Diverged, match="step 10"):
+        loop.run(
+            state,
+            step,
+            Batches(),
+            steps=20,
+            plan=loop.Plan(),
+            folder=tmp_path,
+            checkpoints=checkpoints,
+            evaluate=lambda params: {},
+            tokens=lambda batch: 1,
+            console=Console(quiet=True),
+        )
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 10
