@@ -1,0 +1,94 @@
+"""The command lines, run as a user runs them, and the documents that show what they printed."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import configs, experiment, masks, study, tabulate
+from research.analysis import tables
+
+README = configs.ROOT / "README.md"
+
+
+def command(*words):
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=configs.ROOT, capture_output=True, text=True, timeout=240
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_prefix_picture_has_the_colours_of_its_parts():
+    planned, _ = experiment.load(["configs/architecture/prefix_lm.gin"])
+    (panel,) = masks.panels(planned.model, masks.example(planned.data, 4))
+    hidden, both, mixed, targets = range(4)
+    assert masks.kinds(panel).tolist() == [
+        [both, both, both, hidden],
+        [both, both, both, hidden],
+        [both, both, both, hidden],
+        [mixed, mixed, mixed, targets],
+    ]
+
+
+def test_an_encoder_decoder_has_three_panels():
+    planned, _ = experiment.load(["configs/architecture/encoder_decoder_lm.gin"])
+    drawn = masks.panels(planned.model, masks.example(planned.data, 6))
+    assert [np.unique(masks.kinds(panel)).tolist() for panel in drawn] == [[1], [2], [0, 3]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_masks_writes_a_picture_and_explains_it(tmp_path, suffix):
+    out = tmp_path / f"masks.{suffix}"
+    code, said, _ = command(
+        "experiments.masks", "--gin_file=configs/architecture/prefix_lm.gin", f"--out={out}"
+    )
+    assert code == 0
+    assert "keys no later than the query, and the whole prefix" in said
+    assert out.read_bytes().startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
+
+
+def test_a_dry_run_shows_config_shapes_parameters_and_text():
+    code, said, _ = command(
+        "experiments.train",
+        "--gin_file=configs/architecture/prefix_lm.gin",
+        "--gin_file=configs/scale/smoke.gin",
+        "--gin_file=tests/experiments/library.gin",
+        "--dry_run",
+    )
+    assert code == 0
+    for part in ("experiment.train.steps = 80", "embedding/table", "119,104 parameters", "target: <bos>"):
+        assert part in said
+
+
+def test_a_mistake_is_one_line_on_stderr_and_no_traceback():
+    code, _, said = command(
+        "experiments.train", "--gin_file=configs/architecture/prefix_lm.gin", "--gin_param=train.stps=1"
+    )
+    assert code == 1
+    assert (
+        said.splitlines()[-1]
+        == "error: train.stps: no such parameter; did you mean 'steps'? (In bindings string line 1)"
+    )
+    assert "Traceback" not in said
+
+
+def test_a_study_that_does_not_exist_is_one_line():
+    code, _, said = command("experiments.launch", "--study=architectur")
+    assert code == 1
+    assert said.splitlines()[-1].startswith("error: --study=architectur: no configs/architectur/study.gin")
+
+
+def test_readme_shows_the_table_of_the_committed_rows():
+    table = tabulate.render(study.load("architecture", "smoke"), configs.ROOT / "results")
+    block = re.search(r"<!-- table:architecture/smoke -->\n(.*?)<!-- /table -->", README.read_text(), re.S)
+    assert block is not None
+    assert block[1] == tables.markdown(table)
+    assert (configs.ROOT / "results/architecture/smoke/table.md").read_text() == tables.markdown(table)
+
+
+def test_readme_shows_the_line_that_makes_a_prefix_decoder():
+    line = "families.DecoderConfig.mask = @masks.Prefix()"
+    assert line in README.read_text()
+    assert line in (configs.ROOT / "configs/family/prefix.gin").read_text()
