@@ -6,8 +6,10 @@ there is not run again, on any machine.
 
 import concurrent.futures
 import dataclasses
+import functools
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
@@ -22,12 +24,12 @@ FLAGS = flags.FLAGS
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One arm with one seed, to be run in `folder` and recorded in `rows`."""
+    """One arm with one seed; `runs` and `rows` are the folders of run folders and of rows."""
 
     study: study.Study
     arm: str
     seed: int
-    folder: Path
+    runs: Path
     rows: Path
     data_dir: str | None
 
@@ -36,14 +38,25 @@ class Cell:
         """How the cell is called in what is printed."""
         return f"{self.arm} seed {self.seed}"
 
+    @functools.cached_property
+    def name(self) -> str:
+        """The name of its row and of its run folder: another experiment has another one."""
+        planned, _ = self.study.experiment(self.arm, self.seed)
+        return f"{self.arm}-s{self.seed}-{planned.key()[:12]}"
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return self.runs / self.name
+
 
 def missing(cells: list[Cell]) -> list[Cell]:
     """The cells that have no row for their experiment as it is now."""
-    return [cell for cell in cells if not (cell.rows / f"{_name(cell)}.json").exists()]
+    return [cell for cell in cells if not (cell.rows / f"{cell.name}.json").exists()]
 
 
-def run(cell: Cell, *, timed: bool, console: Console) -> Path:
-    """Run one cell and save its row, in place of an earlier row of the same arm and seed; the row's path.
+def run(cell: Cell, *, timed: bool, console: Console) -> float:
+    """Run one cell and save its row, in place of an earlier row of the same arm and seed; its held-out loss.
 
     `timed`: nothing else ran beside it, so its timing means something.
     """
@@ -65,39 +78,31 @@ def run(cell: Cell, *, timed: bool, console: Console) -> Path:
     path = results.save(row, cell.rows)
     for old in superseded - {path}:
         old.unlink()
-    return path
+    return row.value("metrics.loss")
 
 
-def _name(cell: Cell) -> str:
-    planned, _ = cell.study.experiment(cell.arm, cell.seed)
-    return f"{cell.arm}-s{cell.seed}-{planned.key()[:12]}"
-
-
-def _in_worker(cell: Cell) -> None:
-    """Run a cell in a process of its own; its progress is not shown, its lines are."""
+def _in_worker(cell: Cell) -> float:
+    """Run a cell in a process of its own, quietly."""
     start.process()
-    run(cell, timed=False, console=Console(stderr=True, quiet=True))
+    return run(cell, timed=False, console=Console(quiet=True))
 
 
 def _run_all(cells: list[Cell], workers: int, console: Console) -> list[str]:
     """Run the cells; one line for each that failed."""
     failed = []
 
-    def finished(cell: Cell, error: BaseException | None) -> None:
-        if isinstance(error, loop.Interrupted | KeyboardInterrupt):
-            raise error
-        console.print(f"{cell.title} " + ("done" if error is None else "failed"))
-        if error is not None:
-            failed.append(f"{cell.title}: {' '.join(str(error).split())}")
+    def finished(cell: Cell, loss: Callable[[], float]) -> None:
+        try:
+            console.print(f"{cell.title}  held-out loss {loss():.4f}", highlight=False)
+        except (loop.Interrupted, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            console.print(f"{cell.title}  failed", highlight=False)
+            failed.append(f"{cell.title}: {error}")
 
     if workers == 1:
         for cell in cells:
-            try:
-                run(cell, timed=True, console=console)
-            except Exception as error:
-                finished(cell, error)
-            else:
-                finished(cell, None)
+            finished(cell, lambda cell=cell: run(cell, timed=True, console=console))
         return failed
 
     # Each worker gets its share of the cores; a forked JAX would hang, so workers are spawned.
@@ -110,7 +115,7 @@ def _run_all(cells: list[Cell], workers: int, console: Console) -> list[str]:
         futures = {pool.submit(_in_worker, cell): cell for cell in cells}
         try:
             for future in concurrent.futures.as_completed(futures):
-                finished(futures[future], future.exception())
+                finished(futures[future], future.result)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -119,7 +124,7 @@ def _run_all(cells: list[Cell], workers: int, console: Console) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Run what is missing, then print the table. Returns the exit code."""
-    console = Console()
+    console = start.console()
     if len(argv) > 1:
         return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --study=...")
     start.process()
@@ -136,20 +141,15 @@ def main(argv: list[str]) -> int:
         rows = tabulate.folder(planned, FLAGS.results_dir) / "cells"
         runs = Path(FLAGS.runs_dir) / planned.name / planned.scale
         cells = [
-            Cell(planned, arm, seed, runs / f"{arm}-s{seed}", rows, FLAGS.data_dir)
-            for arm in arms
-            for seed in planned.seeds
+            Cell(planned, arm, seed, runs, rows, FLAGS.data_dir) for arm in arms for seed in planned.seeds
         ]
         todo = missing(cells)
-        cells = [dataclasses.replace(cell, folder=runs / _name(cell)) for cell in todo]
-        console.print(
-            f"{planned.name}/{planned.scale}: {len(todo)} of {len(arms) * len(planned.seeds)} cells to run"
-        )
+        console.print(f"{planned.name}/{planned.scale}: {len(todo)} of {len(cells)} cells to run")
         if FLAGS.dry_run:
-            for cell in cells:
+            for cell in todo:
                 console.print(f"{cell.title}  {cell.folder}", highlight=False)
             return 0
-        failed = _run_all(cells, FLAGS.workers, console)
+        failed = _run_all(todo, FLAGS.workers, console)
         table = tabulate.render(planned, FLAGS.results_dir)
         tabulate.write(table, tabulate.folder(planned, FLAGS.results_dir))
         console.print(tables.rich_table(table))

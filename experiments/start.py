@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 from absl import logging
+from rich.console import Console
 
 
 def process() -> None:
@@ -35,6 +36,11 @@ def _keep_memory() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)
     mallopt(top_pad, 64 * 2**20)
+
+
+def console() -> Console:
+    """Where progress and tables are shown; a table is not squeezed where nobody's window bounds it."""
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def fail(error: Exception | str) -> int:

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-import rich.console
 from absl import app, flags
 
+from experiments import start
 from research.analysis import results, tables
 
 
@@ -91,8 +91,7 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError) as error:
         print("tabulate:", *str(error).split(), file=sys.stderr)  # one line, whatever raised it
         sys.exit(1)
-    width = None if sys.stdout.isatty() else 160
-    rich.console.Console(width=width).print(tables.rich_table(table))
+    start.console().print(tables.rich_table(table))
 
 
 if __name__ == "__main__":  # flags are global: defined here, so that launch can import `render`

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     """Train, or describe with --dry_run. Returns the exit code."""
     if len(argv) > 1:
         return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --gin_file=...")
-    console = Console()
+    console = start.console()
     start.process()
     try:
         if not FLAGS.gin_file:
