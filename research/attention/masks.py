@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-FAR = 2**29  # beyond every clock value; differences of two such values still fit in int32
+from research.attention.intervals import FAR, UNKNOWN, Interval, Truth, as_truth, numpy_of
 
 
 @jax.tree_util.register_dataclass
@@ -66,121 +66,6 @@ class Slots:
         return self.position if self.coords is None else self.coords[..., axis]
 
 
-class _Symbolic:
-    """NumPy scalars on the left of an operator give way to the symbolic operand on the right."""
-
-    __array_ufunc__ = None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Truth(_Symbolic):
-    """What is known of a proposition over a block of pairs: `may` hold for one, `must` hold for all."""
-
-    may: Any
-    must: Any
-
-    def __and__(self, other: Any) -> "Truth":
-        other = _truth(other)
-        return Truth(self.may & other.may, self.must & other.must)
-
-    def __or__(self, other: Any) -> "Truth":
-        other = _truth(other)
-        return Truth(self.may | other.may, self.must | other.must)
-
-    def __invert__(self) -> "Truth":
-        return Truth(~self.must, ~self.may)
-
-    __rand__, __ror__ = __and__, __or__
-
-
-def _truth(value: Any) -> Truth:
-    return value if isinstance(value, Truth) else Truth(np.bool_(value), np.bool_(value))
-
-
-UNKNOWN = Truth(np.True_, np.False_)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Interval(_Symbolic):
-    """Integers known to lie in `[least, most]` (inclusive; NumPy values or traced arrays).
-
-    `place` holds the least and greatest place of the same numbers on a line shared with another interval: then
-    their difference is known even where the numbers themselves are not.
-    """
-
-    least: Any
-    most: Any
-    place: tuple[Any, Any] | None = None
-
-    def __add__(self, other: Any) -> "Interval":
-        other = _interval(other)
-        return Interval(self.least + other.least, self.most + other.most)
-
-    def __neg__(self) -> "Interval":
-        return Interval(-self.most, -self.least)
-
-    def __sub__(self, other: Any) -> "Interval":
-        other = _interval(other)
-        least, most = self.least - other.most, self.most - other.least
-        if self.place is None or other.place is None:
-            return Interval(least, most)
-        return Interval(
-            _xp(least).maximum(least, self.place[0] - other.place[1]),
-            _xp(most).minimum(most, self.place[1] - other.place[0]),
-        )
-
-    def __rsub__(self, other: Any) -> "Interval":
-        return _interval(other) - self
-
-    def __abs__(self) -> "Interval":
-        xp = _xp(self.least)
-        crosses = (self.least <= 0) & (self.most >= 0)
-        nearest = xp.minimum(abs(self.least), abs(self.most))
-        return Interval(xp.where(crosses, 0, nearest), xp.maximum(abs(self.least), abs(self.most)))
-
-    def __floordiv__(self, divisor: int) -> "Interval":
-        return Interval(self.least // divisor, self.most // divisor)
-
-    def __mod__(self, divisor: int) -> "Interval":
-        xp = _xp(self.least)
-        same = self.least // divisor == self.most // divisor
-        return Interval(
-            xp.where(same, self.least % divisor, 0),
-            xp.where(same, self.most % divisor, divisor - 1),
-        )
-
-    def __le__(self, other: Any) -> Truth:
-        other = _interval(other)
-        return Truth(self.least <= other.most, self.most <= other.least)
-
-    def __lt__(self, other: Any) -> Truth:
-        other = _interval(other)
-        return Truth(self.least < other.most, self.most < other.least)
-
-    def __ge__(self, other: Any) -> Truth:
-        return ~(self < other)
-
-    def __gt__(self, other: Any) -> Truth:
-        return ~(self <= other)
-
-    def __eq__(self, other: object) -> Truth:  # ty: ignore[incompatible-method-override]
-        return (self <= other) & (self >= other)
-
-    def __ne__(self, other: object) -> Truth:  # ty: ignore[incompatible-method-override]
-        return ~(self == other)
-
-    __radd__ = __add__
-    __hash__ = None
-
-
-def _interval(value: Any) -> Interval:
-    return value if isinstance(value, Interval) else Interval(np.asarray(value), np.asarray(value))
-
-
-def _xp(value: Any) -> Any:
-    return jnp if isinstance(value, jax.Array) else np
-
-
 @dataclasses.dataclass(frozen=True)
 class View:
     """One side of a pair as a rule reads it: arrays, or what is known of a block.
@@ -218,7 +103,7 @@ class Mask:
         column, row = _column(q), _row(k)
         shape = np.broadcast_shapes(np.shape(column.position), np.shape(row.position))
         visible = self.rule(column, row)
-        return _xp(visible).broadcast_to(visible, shape)
+        return numpy_of(visible).broadcast_to(visible, shape)
 
     def __and__(self, other: "Mask") -> "Mask":
         return And(_parts(self, And) + _parts(other, And))
@@ -237,7 +122,7 @@ class Mask:
     @property
     def extendable(self) -> bool:
         """No query sees a later key outside a prefix, so a sequence can be extended without recomputing it."""
-        return not self._later(prefix=_truth(False))
+        return not self._later(prefix=as_truth(False))
 
     def _later(self, prefix: Truth) -> bool:
         """Whether a query may see a later key whose prefix flag is `prefix`: the rule read on q - k <= -1."""
@@ -453,7 +338,7 @@ def blocks(slots: Slots, size: int) -> View:
     Padding is left out of every interval (no mask shows it), so a block of padding alone is an empty interval.
     With `slots.start` set the places are known as well, which keeps differences sharp in packed rows.
     """
-    xp = _xp(slots.position)
+    xp = numpy_of(slots.position)
     n = slots.length
     count = -(-n // size)
     pad = [(0, 0)] * (np.ndim(slots.position) - 1) + [(0, count * size - n)]
@@ -493,7 +378,7 @@ def visibility(mask: Mask, q: View, k: View) -> Truth:
     """`mask & Same()` read on blocks: bool[*b nq nk] twice. No pair of a block is visible where `may` is False,
     every pair is where `must` is True. Sound for every combination of masks, sharp for the usual ones.
     """
-    return _truth((mask & Same()).rule(_outer(q, np.s_[..., :, None]), _outer(k, np.s_[..., None, :])))
+    return as_truth((mask & Same()).rule(_outer(q, np.s_[..., :, None]), _outer(k, np.s_[..., None, :])))
 
 
 def _outer(view: View, index: Any) -> View:
