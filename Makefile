@@ -16,7 +16,7 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 fast: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -66,13 +66,21 @@ def operative() -> str:
 
 def _parse(files: list[str], bindings: list[str]) -> None:
     for file in files:
-        if not any((Path(folder) / file).exists() for folder in ("", ROOT)):
-            near = _nearest(file, [str(path.relative_to(ROOT)) for path in ROOT.glob("configs/**/*.gin")])
-            raise ConfigError(f"gin file {file!r} does not exist{near}; see --gin_file")
+        _check_exists(file, "--gin_file")
     try:
         gin.parse_config_files_and_bindings(files, bindings, finalize_config=True)
     except Exception as error:
         raise ConfigError(_explain(error)) from error
+
+
+def _check_exists(file: str, named_by: str) -> None:
+    """The file and all it includes; gin itself fails on a missing include without a word about it."""
+    path = next((folder / file for folder in (Path(), ROOT) if (folder / file).is_file()), None)
+    if path is None:
+        near = _nearest(file, [str(known.relative_to(ROOT)) for known in ROOT.glob("configs/**/*.gin")])
+        raise ConfigError(f"gin file {file!r} does not exist{near}; see {named_by}")
+    for included in re.findall(r"""(?m)^include\s+['"](.*?)['"]""", path.read_text()):
+        _check_exists(included, str(path))
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -95,7 +103,7 @@ def _explain(error: Exception) -> str:
         known = {name.split(".")[-1] for name, _ in gin.config._REGISTRY.items()} | _library()
         return f"{match[1]!r}: nothing of that name{_nearest(match[1], known)}{place}"
     if match := re.search(r"Couldn't resolve selector (\S+); .* has no attribute (\w+)", message):
-        names = _siblings(match[1], match[2])
+        names = _siblings(match[1])
         return f"{match[1]}: no {match[2]!r} there{_nearest(match[2], names)}{place}"
     if match := re.search(r"'(.*?)' was not provided by an import statement", message):
         return f"{match[1]!r} is not imported in this gin file; add an import line{place}"
@@ -103,10 +111,6 @@ def _explain(error: Exception) -> str:
         return f"a value is not a Python literal; quote strings, write @Name() for objects, %NAME for macros{place}"
     if match := re.search(r"No bindings specified for '(.*?)/gin.macro'", message):
         return f"macro %{match[1]} has no value; bind it, e.g. {match[1]} = ..."
-    if match := re.search(r"macro\(\) missing 1 required positional argument.*in scope '(.*?)'", text, re.S):
-        return f"macro %{match[1]} has no value; bind it, e.g. {match[1]} = ..."
-    if match := re.search(r"(?s)Required bindings for `(.*?)` not provided in config: \[(.*?)\]", text):
-        return f"{match[1]}: no value for {match[2]}; bind it in a gin file or with --gin_param"
     if match := re.search(r"(\w+)\.__init__\(\) missing \d+ required keyword-only arguments?: (.*)", message):
         return f"{match[1]}: no value for {match[2]}; bind it in a gin file or with --gin_param"
     inside = re.search(r"In call to configurable '(.*?)'", text)
@@ -123,7 +127,7 @@ def _library() -> set[str]:
     return {name for module in modules for name, value in vars(module).items() if inspect.isclass(value)}
 
 
-def _siblings(selector: str, missing: str) -> list[str]:
+def _siblings(selector: str) -> list[str]:
     module = selector.split(".")[0]
     loaded = [m for name, m in list(sys.modules.items()) if name.split(".")[-1] == module]
     return [name for m in loaded for name in dir(m) if not name.startswith("_")]

@@ -88,3 +88,22 @@ def test_what_is_wrong_is_said_in_one_line(files, bindings, said):
         experiment.load(files, bindings)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("families.Decodr.mask = None", "did you mean 'Decoder'"),
+        ("masks.Window.w = 3", "'masks' is not imported in this gin file"),
+        ("include 'configs/nowhere.gin'", "configs/nowhere.gin"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_in_one_line(tmp_path, line, said):
+    file = tmp_path / "own.gin"
+    file.write_text(
+        f"from __gin__ import dynamic_registration\nfrom research.models import families\n{line}\n"
+    )
+    with pytest.raises(configs.ConfigError) as caught:
+        experiment.load([PREFIX, str(file)])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
