@@ -18,6 +18,7 @@ import gin
 import gin.config
 from beartype import BeartypeConf
 from beartype.door import is_bearable
+from gin.config_parser import ImportStatement, Location
 
 ROOT = Path(__file__).resolve().parent.parent
 _TOWER = BeartypeConf(is_pep484_tower=True)  # an int will do where a float is expected
@@ -68,7 +69,11 @@ def _parse(files: list[str], bindings: list[str]) -> None:
     for file in files:
         _check_exists(file, "--gin_file")
     try:
-        gin.parse_config_files_and_bindings(files, bindings, finalize_config=True)
+        for file in files:
+            gin.parse_config_file(file)
+        _register(bindings)
+        gin.parse_config(bindings)
+        gin.finalize()
     except Exception as error:
         raise ConfigError(_explain(error)) from error
 
@@ -81,6 +86,18 @@ def _check_exists(file: str, named_by: str) -> None:
         raise ConfigError(f"gin file {file!r} does not exist{near}; see {named_by}")
     for included in re.findall(r"""(?m)^include\s+['"](.*?)['"]""", path.read_text()):
         _check_exists(included, str(path))
+
+
+def _register(bindings: list[str]) -> None:
+    """Let bindings name any class of the library, whether or not a file has imported its module."""
+    library, place = _library(), Location("--gin_param", 1, 0, "")
+    for name in re.findall(r"(?m)(?:^|[/@])([A-Za-z]\w*)", "\n".join(bindings)):
+        if name in library and not gin.config._REGISTRY.matching_selectors(name):
+            module = library[name].__module__
+            context = gin.config.ParseContext()
+            for imported in ("__gin__.dynamic_registration", module):
+                context.process_import(ImportStatement(imported, True, None, place))
+            context.get_configurable(f"{module.rsplit('.', 1)[1]}.{name}")
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -100,7 +117,7 @@ def _explain(error: Exception) -> str:
         names = _parameters(gin.config._REGISTRY.get_match(match[1]).wrapped)
         return f"{match[1]}.{match[2]}: no such parameter{_nearest(match[2], names)}{place}"
     if match := re.search(r"No configurable matching (?:reference )?'@?(.*?)(?:\(\))?'", message):
-        known = {name.split(".")[-1] for name, _ in gin.config._REGISTRY.items()} | _library()
+        known = {name.split(".")[-1] for name, _ in gin.config._REGISTRY.items()} | set(_library())
         return f"{match[1]!r}: nothing of that name{_nearest(match[1], known)}{place}"
     if match := re.search(r"Couldn't resolve selector (\S+); .* has no attribute (\w+)", message):
         names = _siblings(match[1])
@@ -121,10 +138,15 @@ def _parameters(configurable: Any) -> list[str]:
     return list(inspect.signature(configurable).parameters)
 
 
-def _library() -> set[str]:
-    """Names of the classes in the library's loaded modules."""
+def _library() -> dict[str, type]:
+    """The classes of the library's loaded modules by name."""
     modules = [module for name, module in list(sys.modules.items()) if name.startswith("research.")]
-    return {name for module in modules for name, value in vars(module).items() if inspect.isclass(value)}
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__.startswith("research.") and not name.startswith("_")
+    }
 
 
 def _siblings(selector: str) -> list[str]:

@@ -6,7 +6,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["research.attention", "research.models", "research.training"], "beartype.beartype")
+CHECKED = ("attention", "batch", "models", "training", "evaluation")
+install_import_hook([f"research.{name}" for name in CHECKED], "beartype.beartype")
 
 import jax
 import pytest

@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from experiments import configs, experiment
-from research.attention.masks import Causal, Prefix
+from research.attention.masks import Causal, Prefix, Window
+from research.attention.positions import ALiBi
 from research.data.corpora import StandardLibrary
 
 ARMS = sorted(
@@ -81,6 +82,11 @@ def test_the_plan_does_not_change_the_key_and_a_seed_does():
         ([PREFIX], ["enc/StackConfig.width=8"], "enc/config.StackConfig.width is used by nothing"),
         ([PREFIX], ["StackConfig.width=7"], "not a multiple of StackConfig.heads"),
         (["configs/base.gin"], [], "no value for"),
+        (
+            [PREFIX],
+            ["StackConfig.positions=@Learned()", "Learned.length=64"],
+            "Learned.length = 64 positions, but Data.window = 128",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(files, bindings, said):
@@ -107,3 +113,16 @@ def test_what_is_wrong_in_a_file_is_said_in_one_line(tmp_path, line, said):
         experiment.load([PREFIX, str(file)])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_binding_may_name_what_no_file_has_imported(tmp_path):
+    bindings = [
+        "StackConfig.positions=@ALiBi()",
+        "DecoderConfig.mask=@And()",
+        "And.parts=(@Causal(), @Window())",
+    ]
+    planned, text = experiment.load(["configs/architecture/causal_lm.gin"], [*bindings, "Window.w=9"])
+    assert planned.model.stack.positions == ALiBi()
+    assert planned.model.mask == Causal() & Window(9)
+    (tmp_path / "config.gin").write_text(text)
+    assert experiment.load([str(tmp_path / "config.gin")])[0] == planned

@@ -116,6 +116,18 @@ def test_packed_examples_are_computed_as_if_alone(scheme):
         np.testing.assert_allclose(logits[place], np.asarray(model(batch_of(one)))[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: type(s).__name__)
+def test_packed_pairs_are_computed_as_if_alone(scheme):
+    config = EncoderDecoderConfig(encoder=stack(positions=scheme), decoder=stack(positions=scheme))
+    model = config.build(vocab=VOCAB, key=KEY)
+    alone = [row(objectives.PrefixLM(), layouts.Split(), seed, window) for seed, window in ((1, 12), (2, 8))]
+    packed = {name: np.concatenate([one[name] for one in alone]) for name in alone[0]}
+    packed["target_segment_ids"][6:] = packed["source_segment_ids"][6:] = 2
+    logits = np.asarray(model(batch_of(packed)))[0]
+    for one, place in zip(alone, (slice(0, 6), slice(6, 10)), strict=True):
+        np.testing.assert_allclose(logits[place], np.asarray(model(batch_of(one)))[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["decoder", "encoder", "encoder_decoder"])
 def test_padding_changes_nothing(family):
     config, objective, layout = {

@@ -129,6 +129,7 @@ def run(folder, *, seed=0, wait=True):
         "experiment.train.steps = 60\n"
         "loop.Plan.checkpoint_every = 20\n"
         "loop.Plan.log_every = 5\n"
+        "loop.Plan.evaluate_every = 30\n"
     )
     process = subprocess.Popen(words, cwd=configs.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if wait:
@@ -146,6 +147,7 @@ def lines(folder):
 def test_a_run_that_is_stopped_and_resumed_equals_one_that_is_not(tmp_path, number):
     code, said = run(tmp_path / "whole")
     assert code == 0, said
+    assert [line["step"] for line in lines(tmp_path / "whole") if "validation_loss" in line] == [30]
     process = run(tmp_path / "stopped", wait=False)
     saved = tmp_path / "stopped" / "checkpoints" / "20"
     deadline = time.monotonic() + 200
