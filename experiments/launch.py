@@ -154,7 +154,7 @@ def main(argv: list[str]) -> int:
         tabulate.write(table, tabulate.folder(planned, FLAGS.results_dir))
         console.print(tables.rich_table(table))
     except (loop.Interrupted, KeyboardInterrupt) as stopped:
-        console.print(f"{stopped or 'stopped'}; the same command goes on from there")
+        console.print(str(stopped) or "stopped; the same command goes on from there")
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         return start.fail(error)
