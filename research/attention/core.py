@@ -6,12 +6,12 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from research.attention import dense
+from research.attention import blockwise, dense
 from research.attention.masks import Mask, Slots
 
 Backend = Callable[..., tuple[Array, Array]]
 
-BACKENDS: dict[str, Backend] = {"dense": dense.attend}
+BACKENDS: dict[str, Backend] = {"dense": dense.attend, "blockwise": blockwise.attend}
 
 
 def resolve(backend: str | Backend) -> Backend:
@@ -32,7 +32,7 @@ def resolve(backend: str | Backend) -> Backend:
 
 def resolved_name(backend: str) -> str:
     """The name a row of results records: what "auto" means on this machine."""
-    return "dense" if backend == "auto" else backend
+    return "blockwise" if backend == "auto" else backend
 
 
 def attend(

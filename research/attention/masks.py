@@ -395,6 +395,14 @@ def _outer(view: View, index: Any) -> View:
     return View(interval(view.position), interval(view.segment), truth(view.prefix), truth(view.real))
 
 
+def key_major(mask: Mask, q: Slots, k: Slots) -> Bool[Array | np.ndarray, "*b k q"]:
+    """The mask with keys before queries: the same rule, its sides laid the other way round."""
+    row, column = _row(q), _column(k)
+    shape = np.broadcast_shapes(np.shape(row.position), np.shape(column.position))
+    visible = mask.rule(row, column)
+    return numpy_of(visible).broadcast_to(visible, shape)
+
+
 def visible_pairs(mask: Mask, q: Slots, k: Slots) -> int:
     """Number of (query, key) pairs that `attend` shows under `mask`, summed over the batch."""
     return int((mask & Same())(q, k).sum())

@@ -1,16 +1,18 @@
 """The dense backend against literal formulas."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.attention import positions
-from research.attention.core import attend
+from research.attention import core, positions
 from research.attention.dense import kept
 from research.attention.masks import Causal, Full, Slots
 
 B, N, H, G, D = 2, 7, 4, 2, 6
+attend = functools.partial(core.attend, backend="dense")
 
 
 def inputs(seed=0, groups=G):
