@@ -1,4 +1,5 @@
 # Two commands: `make run` and `make test`. Each sets up what it needs; a second call does no work twice.
+# `make test-aot` compiles for TPUs without one; `make test-gpu` runs the attention tests on an NVIDIA GPU.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,19 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 fast: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+slow: $(VENV)/.test
+	$(BIN)/python -m pytest -n auto -m slow
+
+test-aot: .venv-aot/.done
+	.venv-aot/bin/python -m pytest tests/aot
+
+test-parity: .venv-parity/.done
+	.venv-parity/bin/python -m pytest tests/attention/test_positions.py tests/attention/test_scaling.py
+
+test-gpu: .venv-gpu/.done
+	JAX_PLATFORMS=cuda JAX_DEFAULT_MATMUL_PRECISION=highest .venv-gpu/bin/python -m pytest tests/attention
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,4 +40,19 @@ $(VENV)/.test: requirements-dev.txt $(VENV)/.run
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-.PHONY: run test lint fast
+.venv-aot/.done: requirements-aot.txt requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv .venv-aot
+	.venv-aot/bin/python -m pip install --quiet -r requirements-aot.txt
+	touch $@
+
+.venv-parity/.done: requirements-parity.txt requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet -r requirements-parity.txt
+	touch $@
+
+.venv-gpu/.done: requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet -r requirements-dev.txt "jax[cuda13]"
+	touch $@
+
+.PHONY: run test lint fast slow test-aot test-parity test-gpu

@@ -10,19 +10,33 @@ import jax
 from absl import logging
 from rich.console import Console
 
+CACHE_BYTES = 4 * 2**30  # of compiled programs on disk; the least recently used make room
+
 
 def process() -> None:
-    """Set up the process: quiet logs, kept compilations and, on Linux, an allocator that keeps its memory.
+    """Set up the process: quiet logs, kept compilations and, on Linux, an allocator that keeps its memory and the
+    widest vectors of the CPU.
 
     Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or below the user's cache.
     """
     logging.set_verbosity(logging.WARNING)  # under absl, JAX reports every backend it does not find
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "architecture-ablations" / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "architecture-ablations" / "programs"))
+        # A bounded cache is a locked one: without the lock a process may read what another is still writing.
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if os.environ.get("RESEARCH_KEEP_MEMORY", "1") != "0" and platform.libc_ver()[0] == "glibc":
         _keep_memory()
+    _widen_vectors()
+
+
+def _widen_vectors() -> None:
+    """Let XLA:CPU use 512-bit vectors where there are any (exp runs twice as fast); flags of the user's own win."""
+    flag, cpu = "--xla_cpu_prefer_vector_width", Path("/proc/cpuinfo")
+    own = os.environ.get("XLA_FLAGS", "")
+    if flag not in own and cpu.exists() and "avx512f" in cpu.read_text():
+        os.environ["XLA_FLAGS"] = f"{own} {flag}=512".strip()
 
 
 def _keep_memory() -> None:

@@ -15,10 +15,13 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def _compilation_cache(tmp_path_factory):
-    """Compiled programs are shared between runs, so that a second one is quick."""
+    """Compiled programs are kept between runs, so that a second one is quick. Each worker keeps its own: JAX writes
+    an entry in place, and a worker that read half of another's would crash.
+    """
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = os.path.join(cache, "architecture-ablations", "xla-tests")
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+        folder = os.path.join(cache, "architecture-ablations", "xla-tests", worker)
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

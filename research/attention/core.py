@@ -4,35 +4,61 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from research.attention import blockwise, dense
+from research.attention import blockwise, cudnn, dense, splash
 from research.attention.masks import Mask, Slots
 
-Backend = Callable[..., tuple[Array, Array]]
+Backend = Callable[..., tuple[Array, Any]]
 
-BACKENDS: dict[str, Backend] = {"dense": dense.attend, "blockwise": blockwise.attend}
+BACKENDS: dict[str, Backend] = {
+    "dense": dense.attend,
+    "blockwise": blockwise.attend,
+    "splash": splash.attend,
+    "cudnn": cudnn.attend,
+}
+REFUSALS: dict[str, Callable[..., str | None]] = {"splash": splash.refuses, "cudnn": cudnn.refuses}
+AUTO = {"tpu": ("splash", "blockwise"), "gpu": ("cudnn", "blockwise")}  # elsewhere blockwise
 
 
-def resolve(backend: str | Backend) -> Backend:
-    """The backend of that name; "auto" is the best one here. A callable stands for itself.
+def choose(backend: str | Backend, **facts: Any) -> Backend:
+    """The backend of that name; of "auto" the first one here that can honour the call. A callable stands for itself.
+
+    Args:
+      facts: the call, as the backends' `refuses` takes it.
 
     Raises:
-      ValueError: no backend has that name.
+      ValueError: no backend has that name, or the named one cannot honour the call.
     """
     if not isinstance(backend, str):
         return backend
-    name = resolved_name(backend)
-    if name not in BACKENDS:
-        raise ValueError(
-            f"attention backend {backend!r}: expected one of {['auto', *BACKENDS]}; set StackConfig.backend"
-        )
-    return BACKENDS[name]
+    reason = None
+    for name in _names(backend):
+        reason = REFUSALS[name](**facts) if name in REFUSALS else None
+        if reason is None:
+            return BACKENDS[name]
+    raise ValueError(reason)
 
 
 def resolved_name(backend: str) -> str:
-    """The name a row of results records: what "auto" means on this machine."""
-    return "blockwise" if backend == "auto" else backend
+    """The name a row of results records: what "auto" tries on this machine, in order."""
+    return ", ".join(_names(backend))
+
+
+def _names(backend: str) -> tuple[str, ...]:
+    if backend == "auto":
+        platform = jax.default_backend()
+        if (
+            platform == "tpu" and jax.device_count() > 1
+        ):  # XLA cannot partition splash: wrap it in a shard_map
+            return ("blockwise",)
+        return AUTO.get(platform, ("blockwise",))
+    if backend not in BACKENDS:
+        raise ValueError(
+            f"attention backend {backend!r}: expected one of {['auto', *BACKENDS]}; set StackConfig.backend"
+        )
+    return (backend,)
 
 
 def attend(
@@ -69,7 +95,7 @@ def attend(
       [*b q h e] in q's dtype; zeros (with zero gradients) for a query that sees nothing.
 
     Raises:
-      ValueError: shapes that do not belong together, or an unknown backend.
+      ValueError: shapes that do not belong together, or no such backend, or a named one that cannot do it.
     """
     heads, groups = q.shape[-2], k.shape[-2]
     if heads % groups:
@@ -80,20 +106,43 @@ def attend(
     for name, length, slots in (("q", q.shape[-3], q_slots), ("k", k.shape[-3], k_slots)):
         if length != slots.length:
             raise ValueError(f"attend: {name} has {length} positions but its slots have {slots.length}")
-    out, lse = resolve(backend)(
-        q,
-        k,
-        v,
-        mask=mask,
-        q_slots=q_slots,
-        k_slots=k_slots,
-        bias=bias,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
-        softcap=softcap,
-        dropout=dropout,
-    )
+    call = {
+        "mask": mask,
+        "q_slots": q_slots,
+        "k_slots": k_slots,
+        "bias": bias,
+        "softcap": softcap,
+        "dropout": dropout,
+    }
+    run = choose(backend, q=q, k=k, v=v, needs_lse=sinks is not None or return_lse, **call)
+    out, lse = run(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, **call)
     if sinks is not None:  # a sink only adds exp(sink) to the denominator
         share = jax.nn.sigmoid(lse - sinks[:, None])
         out = out * share.swapaxes(-1, -2)[..., None]
     out = out.astype(q.dtype)
     return (out, lse) if return_lse else out
+
+
+def received(
+    q: Float[Array, "*b q h d"],
+    k: Float[Array, "*b k g d"],
+    *,
+    q_slots: Slots,
+    bias: Any = None,
+    sinks: Float[Array, "h"] | None = None,
+    **line: Any,
+) -> Float[Array, "*b k"]:
+    """The attention each key receives, averaged over heads and real queries; no gradient flows through it.
+
+    It is the gradient of the summed output in values of one number, so no [q k] matrix is stored; `line`: the
+    rest of `attend`'s arguments.
+    """
+    q, k, bias, sinks = jax.lax.stop_gradient((q, k, bias, sinks))
+
+    def total(v: Array) -> Array:
+        out: Any = attend(q, k, v, q_slots=q_slots, bias=bias, sinks=sinks, **line)
+        return jnp.sum(out)
+
+    mass = jax.grad(total)(jnp.ones((*k.shape[:-1], 1), k.dtype))[..., 0].sum(-1)
+    queries = jnp.maximum((jnp.asarray(q_slots.segment) != 0).sum(-1, keepdims=True), 1)
+    return mass.astype(jnp.float32) / (q.shape[-2] * queries)

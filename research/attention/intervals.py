@@ -126,6 +126,6 @@ def _interval(value: Any) -> Interval:
     return value if isinstance(value, Interval) else Interval(np.asarray(value), np.asarray(value))
 
 
-def numpy_of(value: Any) -> Any:
-    """The module that computes on the value: NumPy unless it is a JAX array."""
-    return jnp if isinstance(value, jax.Array) else np
+def numpy_of(*values: Any) -> Any:
+    """The module that computes on the values: NumPy unless one of them is a JAX array."""
+    return jnp if any(isinstance(value, jax.Array) for value in values) else np

@@ -124,12 +124,19 @@ class Mask:
         """No query sees a later key outside a prefix, so a sequence can be extended without recomputing it."""
         return not self._later(prefix=as_truth(False))
 
+    def reaches(self, behind: int, past: int) -> bool:
+        """Whether a query may see a key at least `behind` positions back whose position is `past` or more."""
+        return self._may_see(behind, FAR, past, UNKNOWN)
+
     def _later(self, prefix: Truth) -> bool:
-        """Whether a query may see a later key whose prefix flag is `prefix`: the rule read on q - k <= -1."""
-        anywhere = functools.partial(Interval, np.int64(-FAR), np.int64(FAR))
-        segment, no = anywhere(), np.int64(0)
-        q = View(anywhere((np.int64(-FAR), no - 1)), segment, UNKNOWN, UNKNOWN)
-        k = View(anywhere((no, no)), segment, prefix, UNKNOWN)
+        return self._may_see(-FAR, -1, -FAR, prefix)
+
+    def _may_see(self, nearest: int, farthest: int, past: int, prefix: Truth) -> bool:
+        """Whether a query may see a key with q - k from `nearest` to `farthest`, k >= `past` and that prefix flag."""
+        low, high, no = np.int64(-FAR), np.int64(FAR), np.int64(0)
+        segment = Interval(low, high)
+        q = View(Interval(low, high, (np.int64(nearest), np.int64(farthest))), segment, UNKNOWN, UNKNOWN)
+        k = View(Interval(np.int64(past), high, (no, no)), segment, prefix, UNKNOWN)
         return bool(visibility(self, q, k).may)
 
 
@@ -338,7 +345,7 @@ def blocks(slots: Slots, size: int) -> View:
     Padding is left out of every interval (no mask shows it), so a block of padding alone is an empty interval.
     With `slots.start` set the places are known as well, which keeps differences sharp in packed rows.
     """
-    xp = numpy_of(slots.position)
+    xp = numpy_of(slots.position, slots.segment, slots.prefix)
     n = slots.length
     count = -(-n // size)
     pad = [(0, 0)] * (np.ndim(slots.position) - 1) + [(0, count * size - n)]

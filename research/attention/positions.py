@@ -3,11 +3,13 @@
 A *scheme* is a frozen value that a config holds; `scheme.build(...)` gives what the stack calls:
 
     embed(x, slots)     adds to the input of the stack        learned, sinusoidal
-    query(q, slots)     rotates (or widens) the queries       rotary
+    query(q, slots)     rotates or widens the queries         rotary, Transformer-XL's relative
     key(k, slots)       the same for the keys
     bias                None, or a pytree called as bias(q_slots, k_slots) -> [*b h q k]    ALiBi, T5
+    reindexes           whether keys depend on later coordinates    rotary under DynamicNTK
 
-One built scheme serves all layers of a stack that name it.
+One built scheme serves all layers of a stack that name it. Scores are scaled by the width of a head before any
+widening, d^-1/2, so whoever calls `attend` gives it the scale.
 """
 
 import dataclasses
@@ -16,11 +18,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from research.attention.masks import Slots
+from research.attention.rotary import DynamicNTK as DynamicNTK
+from research.attention.rotary import Interpolation as Interpolation
+from research.attention.rotary import Llama3 as Llama3
+from research.attention.rotary import Scaling, frequencies, rotate, sinusoid
+from research.attention.rotary import YaRN as YaRN
 
 
 class Positions:
@@ -28,16 +34,23 @@ class Positions:
 
     bias: Any = None
 
+    @property
+    def reindexes(self) -> bool:
+        """Keys depend on later coordinates: a cache must hold them unrotated, and reading token by token does not
+        equal one pass over the whole line.
+        """
+        return False
+
     def embed(self, x: Float[Array, "*b n m"], slots: Slots) -> Float[Array, "*b n m"]:
         """The stack's input with positions added."""
         return x
 
-    def query(self, q: Float[Array, "*b n h d"], slots: Slots) -> Float[Array, "*b n h d"]:
-        """Queries that know their place."""
+    def query(self, q: Float[Array, "*b n h d"], slots: Slots) -> Float[Array, "*b n h e"]:
+        """Queries that know their place; e >= d where the scheme widens them."""
         return q
 
-    def key(self, k: Float[Array, "*b n g d"], slots: Slots) -> Float[Array, "*b n g d"]:
-        """Keys that know their place."""
+    def key(self, k: Float[Array, "*b n g d"], slots: Slots) -> Float[Array, "*b n g e"]:
+        """Keys that know their place, as wide as the queries."""
         return k
 
 
@@ -99,26 +112,142 @@ class LearnedTable(nnx.Module, Positions):
         self.table = nnx.Param(jax.random.normal(key, (length, width)) * width**-0.5)
 
     def embed(self, x: Float[Array, "*b n m"], slots: Slots) -> Float[Array, "*b n m"]:
-        rows = jnp.take(self.table[...], slots.coordinate(), axis=0, mode="fill", fill_value=jnp.nan)
+        place = jnp.asarray(slots.coordinate())
+        place = jnp.where(place < 0, self.table.shape[0], place)  # a negative index would count from the end
+        rows = jnp.take(self.table[...], place, axis=0, mode="fill", fill_value=jnp.nan)
         return x + (rows * x.shape[-1] ** 0.5).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rotary(Scheme, Positions):
-    """Rotary positions (Su et al. 2021), rotate-half: feature i turns with feature i + d/2."""
+    """Rotary positions (Su et al. 2021), rotate-half: feature i turns with feature i + d/2.
+
+    Attributes:
+      base: of the frequencies base^(-2i/d).
+      fraction: of a head's features that turn, the leading ones; the rest passes through (GPT-NeoX).
+      scaling: to reach further than the trained length, or None.
+      axes: components of the coords; the features that turn are split evenly over them, in order. (0, 1) is
+        GLM's two-dimensional scheme: place in the corrupted text, place inside the span (ChatGLM-6B).
+    """
+
+    base: float = 10_000.0
+    fraction: float = 1.0
+    scaling: Scaling | None = None
+    axes: tuple[int, ...] = (0,)
+
+    def __post_init__(self):
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"Rotary.fraction = {self.fraction}: expected more than 0 and at most 1")
+        if not self.axes or min(self.axes) < 0:
+            raise ValueError(f"Rotary.axes = {self.axes}: expected at least one component of coords, from 0")
+
+    @property
+    def reindexes(self) -> bool:
+        return self.scaling is not None and self.scaling.reindexes
+
+    def build(self, *, width: int, heads: int, head_dim: int, causal: bool, key: Array) -> Positions:
+        turning, parts = int(head_dim * self.fraction), len(self.axes)
+        if not turning or turning % (2 * parts):
+            axes = "" if parts == 1 else f" * {parts} Rotary.axes"
+            raise ValueError(
+                f"StackConfig.head_dim = {head_dim}: Rotary.fraction = {self.fraction} turns {turning} of it, "
+                f"expected a multiple of 2{axes}; change one of them"
+            )
+        if isinstance(self.scaling, DynamicNTK) and turning // parts < 4:
+            raise ValueError(
+                f"StackConfig.head_dim = {head_dim}: DynamicNTK needs at least 4 turning features for each of "
+                f"Rotary.axes, not {turning // parts}"
+            )
+        return self
+
+    def query(self, q: Float[Array, "*b n h d"], slots: Slots) -> Float[Array, "*b n h d"]:
+        return self._turn(q, slots)
+
+    def key(self, k: Float[Array, "*b n g d"], slots: Slots) -> Float[Array, "*b n g d"]:
+        return self._turn(k, slots)
+
+    def _turn(self, x: Array, slots: Slots) -> Array:
+        components = 1 if slots.coords is None else slots.coords.shape[-1]
+        if max(self.axes) >= components:
+            raise ValueError(
+                f"Rotary.axes = {self.axes}: the slots' coords have {components} component(s); give "
+                f"Slots.coords [*b n {max(self.axes) + 1}] or change Rotary.axes"
+            )
+        each = int(x.shape[-1] * self.fraction) // len(self.axes)
+        plain = frequencies(each, self.base)
+        parts = []
+        for place, axis in enumerate(self.axes):
+            inverse, factor = plain, 1.0
+            if self.scaling is not None:
+                length = _length(slots, axis) if self.reindexes else None
+                inverse, factor = self.scaling(plain, base=self.base, length=length)
+            part = x[..., place * each : (place + 1) * each]
+            parts.append(rotate(part, slots.coordinate(axis), inverse, factor))
+        return jnp.concatenate([*parts, x[..., each * len(self.axes) :]], axis=-1)
+
+
+def _length(slots: Slots, axis: int) -> Array:
+    """The greatest coordinate of each row's real tokens, plus one, [*b 1]."""
+    return jnp.where(slots.segment != 0, slots.coordinate(axis), 0).max(-1, keepdims=True) + 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Relative(Scheme):
+    """Transformer-XL's relative positions (Dai et al. 2019, section 3.3):
+
+        score(i, j) = (q_i + u) . k_j + (q_i + v) . W_r R_{i-j}
+
+    R are sinusoids of the distance, as wide as the stack, with either sign. Scores depend on the query's content
+    times distance, so they are no bias of [h q k]; queries and keys are widened instead, see `RelativeTerms`.
+
+    u, v and W_r are shared by the layers of the stack; the original has a W_r for each layer and, untied, u and v
+    too. Its `clamp_len`, which reads distances beyond a limit as that limit, is left out: a clamped distance is no
+    rotation.
+    """
 
     base: float = 10_000.0
 
     def build(self, *, width: int, heads: int, head_dim: int, causal: bool, key: Array) -> Positions:
-        if head_dim % 2:
-            raise ValueError(f"StackConfig.head_dim = {head_dim}: Rotary positions need an even one")
-        return self
+        if width % 2:
+            raise ValueError(f"StackConfig.width = {width}: Relative positions need an even width")
+        return RelativeTerms(self.base, width, heads, head_dim, key)
 
-    def query(self, q: Float[Array, "*b n h d"], slots: Slots) -> Float[Array, "*b n h d"]:
-        return rotate(q, slots.coordinate(), self.base)
 
-    def key(self, k: Float[Array, "*b n g d"], slots: Slots) -> Float[Array, "*b n g d"]:
-        return rotate(k, slots.coordinate(), self.base)
+class RelativeTerms(nnx.Module, Positions):
+    """The parameters of `Relative`, and its scores as one product of queries and keys d + m wide.
+
+    With a = W_r^T (q + v), [m] of sine and cosine halves, a . R_{i-j} = (a turned by i) . (sinusoids of j), since
+    sin and cos of a difference are products of those of its ends. So every backend computes it, at (d + m) / d
+    times the cost of the scores, and keys know nothing of their queries.
+
+    Attributes:
+      content, position: u and v, [h d].
+      projection: W_r, [m h d].
+    """
+
+    def __init__(self, base: float, width: int, heads: int, head_dim: int, key: Array):
+        self.base = base
+        content, position, projection = jax.random.split(key, 3)
+        self.content = nnx.Param(jax.random.normal(content, (heads, head_dim)) * 0.02)
+        self.position = nnx.Param(jax.random.normal(position, (heads, head_dim)) * 0.02)
+        scale = width**-0.5
+        self.projection = nnx.Param(jax.random.normal(projection, (width, heads, head_dim)) * scale)
+
+    def query(self, q: Float[Array, "*b n h d"], slots: Slots) -> Float[Array, "*b n h e"]:
+        u, v, projection = (
+            leaf[...].astype(q.dtype) for leaf in (self.content, self.position, self.projection)
+        )
+        a = jnp.einsum("...nhd,mhd->...nhm", q + v, projection, preferred_element_type=jnp.float32)
+        a_sin, a_cos = jnp.split(a, 2, axis=-1)
+        own = sinusoid(slots.coordinate(), a.shape[-1], self.base)[..., None, :]
+        sin, cos = jnp.split(own, 2, axis=-1)
+        turned = jnp.concatenate([a_cos * sin - a_sin * cos, a_sin * sin + a_cos * cos], axis=-1)
+        return jnp.concatenate([q + u, turned.astype(q.dtype)], axis=-1)
+
+    def key(self, k: Float[Array, "*b n g d"], slots: Slots) -> Float[Array, "*b n g e"]:
+        own = sinusoid(slots.coordinate(), self.projection.shape[0], self.base).astype(k.dtype)
+        own = jnp.broadcast_to(own[..., None, :], (*k.shape[:-1], own.shape[-1]))
+        return jnp.concatenate([k, own], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +268,13 @@ class T5Bias(Scheme):
     buckets: int = 32
     distance: int = 128
     bidirectional: bool | None = None
+
+    def __post_init__(self):
+        if self.buckets < 4 or self.distance <= self.buckets // 2:
+            raise ValueError(
+                f"T5Bias.buckets = {self.buckets}, T5Bias.distance = {self.distance}: expected at least 4 buckets and "
+                "a distance of more than half as many, since the nearest half are one position each"
+            )
 
     def build(self, *, width: int, heads: int, head_dim: int, causal: bool, key: Array) -> Positions:
         bidirectional = not causal if self.bidirectional is None else self.bidirectional
@@ -183,31 +319,6 @@ class BucketBias(nnx.Module):
             bidirectional=self.bidirectional,
         )
         return jnp.moveaxis(self.table[...][bucket], -1, -3)
-
-
-def sinusoid(
-    coordinate: Float[Array | np.ndarray, "*b n"] | Int[Array | np.ndarray, "*b n"], width: int, base: float
-) -> Float[Array, "*b n {width}"]:
-    """[sin, cos] of the coordinate at width / 2 frequencies from 1 down to about 1 / base, in float32."""
-    angles = _angles(coordinate, width, base)
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-
-
-def rotate(
-    x: Float[Array, "*b n h d"],
-    coordinate: Float[Array | np.ndarray, "*b n"] | Int[Array | np.ndarray, "*b n"],
-    base: float,
-) -> Float[Array, "*b n h d"]:
-    """x with the feature pairs (i, i + d/2) turned by coordinate * base^(-2i/d); angles in float32."""
-    angles = _angles(coordinate, x.shape[-1], base)[..., None, :]
-    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
-    left, right = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-
-
-def _angles(coordinate: Any, width: int, base: float) -> Float[Array, "*b n half"]:
-    frequencies = base ** (-np.arange(0, width, 2, dtype=np.float32) / width)
-    return jnp.asarray(coordinate, jnp.float32)[..., None] * frequencies
 
 
 def alibi_slopes(heads: int) -> tuple[float, ...]:

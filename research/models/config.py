@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from research.attention.masks import Mask
 from research.attention.positions import Rotary, Scheme
+from research.attention.recurrence import Recurrent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class StackConfig:
       epsilon: of the norm.
       use_bias: biases in linear layers.
       positions: the position scheme of every block whose spec names none.
+      memory: hidden states of earlier segments that every block also reads (Transformer-XL, Compressive
+        Transformer), or None. The masks alone say how far back a query sees.
       pattern: block specs repeated over the layers: layer i is `pattern[i % len(pattern)]`.
       dropout, attention_dropout: rates on sublayer outputs and the input; on attention probabilities.
       softcap: of attention scores, or None.
@@ -66,6 +69,7 @@ class StackConfig:
     epsilon: float = 1e-6
     use_bias: bool = False
     positions: Scheme = Rotary()
+    memory: Recurrent | None = None
     pattern: tuple[BlockSpec, ...] = (BlockSpec(),)
     dropout: float = 0.0
     attention_dropout: float = 0.0
@@ -80,6 +84,10 @@ class StackConfig:
         for name in ("layers", "width", "heads", "unroll"):
             if getattr(self, name) < 1:
                 raise ValueError(f"StackConfig.{name} = {getattr(self, name)}: expected at least 1")
+        for name in ("kv_heads", "head_dim", "hidden"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"StackConfig.{name} = {value}: expected at least 1, or None")
         if self.head_dim is None and self.width % self.heads:
             raise ValueError(
                 f"StackConfig.width = {self.width} is not a multiple of StackConfig.heads = {self.heads}; "

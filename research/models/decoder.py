@@ -1,25 +1,18 @@
 """One stack: the causal decoder, the prefix decoder and, under `Full`, the bidirectional encoder."""
 
 import dataclasses
-from typing import Any
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
 from research.attention.masks import Causal, Full, Mask
-from research.batch import Batch
+from research.attention.memory import Rolling, Whole
+from research.attention.recurrence import Recurrence
+from research.batch import Batch, Tokens
+from research.models.cache import Cache, Output, extend, prefill, remember
 from research.models.config import StackConfig
 from research.models.layers import Embedding, Head, child
 from research.models.stack import Stack
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Output:
-    """What a model computes from a batch: `hidden` [*b t m], one vector for each label."""
-
-    hidden: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,23 +45,54 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, vocab: int, key: Array):
         self.config = config
         self.embedding = Embedding(vocab, config.stack, key=child(key, "embedding"))
-        self.stack = Stack(config.stack, mask=config.mask, key=child(key, "stack"))
+        self.stack = Stack(config.stack, masks=(config.mask,), key=child(key, "stack"))
         self.head = None if config.tied_embeddings else Head(vocab, config.stack, key=child(key, "head"))
 
-    def apply(self, batch: Batch, *, key: Array | None = None) -> Output:
-        """Hidden states of `batch.target`; `key` switches dropout on.
+    def apply(self, batch: Batch, *, carry: Recurrence | None = None, key: Array | None = None) -> Output:
+        """Hidden states of `batch.target`.
+
+        Args:
+          batch: what to read.
+          carry: the memory that the segment before left; None: no memory yet.
+          key: switches dropout on.
 
         Raises:
-          ValueError: the batch has a source, which one stack cannot read.
+          ValueError: the batch has a source, which one stack cannot read, or a carry has no memory to go to.
         """
         if batch.source is not None:
             raise ValueError(
                 f"{type(self).__name__} reads one line of tokens, but the batch has a source; "
                 "set Data.layout = @layouts.Concatenate() (decoders) or @layouts.InPlace() (encoders)"
             )
-        slots = batch.target.slots
-        x = self.embedding(batch.target.ids)
-        return Output(self.stack(x, slots=slots, mask=self.config.mask, key=key))
+        return remember(
+            self.stack, self.embedding, batch.target, carry, mask=self.config.mask, source=None, key=key
+        )
+
+    def prefill(
+        self, tokens: Tokens, *, cache: Whole | Rolling | None = None
+    ) -> tuple[Float[Array, "b t v"], Cache]:
+        """Logits of a prompt [b t], and the cache that `extend` goes on from.
+
+        Args:
+          tokens: the prompt; shorter rows end in padding (segment 0).
+          cache: which keys to keep; None where the stack has a memory, which is then what is kept.
+
+        Raises:
+          ValueError: a mask, a position scheme or a memory that cannot be read token by token.
+        """
+        hidden, cached = prefill(
+            self.stack, self.embedding, tokens, cache, mask=self.config.mask, source=None
+        )
+        return self.logits(hidden), cached
+
+    def extend(self, cache: Cache, tokens: Tokens) -> tuple[Float[Array, "b t v"], Cache]:
+        """Logits of the tokens [b t] after those in the cache, the same as a full pass over all of them gives.
+
+        Raises:
+          ValueError: the mask sees what the cache has dropped.
+        """
+        hidden, cached = extend(self.stack, self.embedding, cache, tokens, mask=self.config.mask)
+        return self.logits(hidden), cached
 
     def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
         """Scores of every token of the vocabulary, in float32."""

@@ -6,10 +6,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.attention.masks import Causal, Full, Mask
-from research.batch import Batch
+from research.attention.memory import Rolling, Whole
+from research.attention.recurrence import Recurrence
+from research.batch import Batch, Tokens
+from research.models.cache import Cache, Output, extend, prefill, remember
 from research.models.config import StackConfig
-from research.models.decoder import Output
-from research.models.layers import Embedding, Head, child
+from research.models.layers import Embedding, Head, Source, child
 from research.models.stack import Stack
 
 
@@ -70,41 +72,58 @@ class EncoderDecoder(nnx.Module):
         self.config = config
         encoder, decoder = config.stacks()
         self.embedding = Embedding(vocab, decoder, key=child(key, "embedding"))
-        self.decoder = Stack(decoder, mask=config.mask, cross=True, key=child(key, "decoder"))
-        own = None if config.tied else Stack(encoder, mask=config.encoder_mask, key=child(key, "encoder"))
-        self.encoder = own
+        inside, outside = (config.encoder_mask,), (config.mask,)
+        masks = inside + outside if config.tied else outside
+        self.decoder = Stack(decoder, masks=masks, cross=True, key=child(key, "decoder"))
+        self.encoder = None if config.tied else Stack(encoder, masks=inside, key=child(key, "encoder"))
         self.head = None if config.tied_embeddings else Head(vocab, decoder, key=child(key, "head"))
 
-    def apply(self, batch: Batch, *, key: Array | None = None) -> Output:
-        """Hidden states of `batch.target`, having read `batch.source`; `key` switches dropout on.
+    def apply(self, batch: Batch, *, carry: Recurrence | None = None, key: Array | None = None) -> Output:
+        """Hidden states of `batch.target`, having read `batch.source`.
+
+        Args:
+          batch: what to read.
+          carry: the memory that the decoder's segment before left; None: no memory yet.
+          key: switches dropout on.
 
         Raises:
-          ValueError: the batch has no source to encode.
+          ValueError: the batch has no source to encode, or a carry has no memory to go to.
         """
         if batch.source is None:
             raise ValueError(
                 "EncoderDecoder reads a source and a target, but the batch has no source; "
                 "set Data.layout = @layouts.Split()"
             )
+        source = self.encode(batch.source, key=None if key is None else child(key, "source"))
+        return remember(
+            self.decoder, self.embedding, batch.target, carry, mask=self.config.mask, source=source, key=key
+        )
+
+    def encode(self, tokens: Tokens, *, key: Array | None = None) -> Source:
+        """The source as the decoder cross-attends to it; a tied stack reads it without cross-attention."""
+        stack = self.encoder or self.decoder
+        x = self.embedding(tokens.ids)
+        hidden, _ = stack(x, slots=tokens.slots, mask=self.config.encoder_mask, key=key)
+        return Source(hidden, tokens.slots, self.config.cross_mask)
+
+    def prefill(
+        self, tokens: Tokens, source: Tokens, *, cache: Whole | Rolling
+    ) -> tuple[Float[Array, "b t v"], Cache]:
+        """Logits of the first tokens [b t] of the target, and the cache that `extend` goes on from; the source is
+        encoded here, once. See `Decoder.prefill`.
+        """
+        hidden, cached = prefill(
+            self.decoder, self.embedding, tokens, cache, mask=self.config.mask, source=self.encode(source)
+        )
+        return self.logits(hidden), cached
+
+    def extend(self, cache: Cache, tokens: Tokens) -> tuple[Float[Array, "b t v"], Cache]:
+        """Logits of the tokens [b t] after those in the cache; see `Decoder.extend`."""
         config = self.config
-        source, target = batch.source, batch.target
-        encode = (
-            self.encoder or self.decoder
-        )  # tied: the same stack, called without anything to cross-attend to
-        memory = encode(
-            self.embedding(source.ids),
-            slots=source.slots,
-            mask=config.encoder_mask,
-            key=None if key is None else child(key, "source"),
+        hidden, cached = extend(
+            self.decoder, self.embedding, cache, tokens, mask=config.mask, cross_mask=config.cross_mask
         )
-        hidden = self.decoder(
-            self.embedding(target.ids),
-            slots=target.slots,
-            mask=config.mask,
-            source=(memory, source.slots, config.cross_mask),
-            key=key,
-        )
-        return Output(hidden)
+        return self.logits(hidden), cached
 
     def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
         """Scores of every token of the vocabulary, in float32."""

@@ -1,7 +1,8 @@
 """The layers of a block. Every parameter's initial value depends on its path and the model's key alone."""
 
+import dataclasses
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from research.attention.core import attend
-from research.attention.masks import Mask, Slots
-from research.attention.positions import NoPosition, Positions
+from research.attention.core import attend, received
+from research.attention.masks import Full, Mask, Slots
+from research.attention.memory import Layer, Reading
+from research.attention.positions import Positions
 from research.models.config import StackConfig
 
 ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
@@ -86,37 +88,44 @@ class Attention(nnx.Module):
         self.output = linear(heads * features, config.width, config, child(key, "output"))
         self.sinks = nnx.Param(jnp.zeros(heads)) if config.sinks else None
 
+    def keys(self, x: Float[Array, "*b k m"]) -> tuple[Float[Array, "*b k g d"], Float[Array, "*b k g d"]]:
+        """Keys, positions not yet applied, and values of the tokens of `x`."""
+        return self._split(self.key(x), self.config.groups), self._split(self.value(x), self.config.groups)
+
+    def queries(self, x: Float[Array, "*b q m"]) -> Float[Array, "*b q h d"]:
+        """Queries of the tokens of `x`, positions not yet applied."""
+        return self._split(self.query(x), self.config.heads)
+
     def __call__(
         self,
-        x: Float[Array, "*b q m"],
-        memory: Float[Array, "*b k m"],
+        q: Float[Array, "*b q h d"],
+        k: Float[Array, "*b k g d"],
+        v: Float[Array, "*b k g e"],
         *,
-        mask: Mask,
-        q_slots: Slots,
-        k_slots: Slots,
-        positions: Positions,
+        bias: Any = None,
         key: Array | None = None,
+        **line: Any,
     ) -> Float[Array, "*b q m"]:
-        """What the tokens of `x` read from `memory` under `mask`; `key` switches dropout on."""
+        """What queries that know their place read; `line`: the mask and the slots of both sides; `key` switches
+        dropout on.
+        """
         config = self.config
-
-        def split(projected: Array, heads: int) -> Array:
-            return projected.reshape(*projected.shape[:-1], heads, config.features)
-
         out = attend(
-            positions.query(split(self.query(x), config.heads), q_slots),
-            positions.key(split(self.key(memory), config.groups), k_slots),
-            split(self.value(memory), config.groups),
-            mask=mask,
-            q_slots=q_slots,
-            k_slots=k_slots,
-            bias=positions.bias,
+            q,
+            k,
+            v,
+            bias=bias,
+            scale=config.features**-0.5,
             softcap=config.softcap,
             sinks=None if self.sinks is None else self.sinks[...],
             dropout=(config.attention_dropout, key) if key is not None and config.attention_dropout else None,
             backend=config.backend,
+            **line,
         )
         return self.output(out.reshape(*out.shape[:-2], -1))  # ty: ignore[missing-union-attribute]
+
+    def _split(self, projected: Array, heads: int) -> Array:
+        return projected.reshape(*projected.shape[:-1], heads, self.config.features)
 
 
 class MLP(nnx.Module):
@@ -139,16 +148,37 @@ class MLP(nnx.Module):
 class Sublayer(nnx.Module):
     """A residual branch with its norm before ("pre") or after ("post") and dropout on its output."""
 
-    def __init__(self, inner: Attention | MLP, config: StackConfig):
+    def __init__(self, inner: Any, config: StackConfig):
         self.inner, self.norm = inner, norm(config)
         self.drop = nnx.Dropout(config.dropout)
         self.pre = config.placement == "pre"
 
-    def __call__(self, x: Float[Array, "*b n m"], call: Any, key: Array | None) -> Float[Array, "*b n m"]:
-        """x plus `call(inner, normalised x)`."""
-        out = call(self.inner, self.norm(x) if self.pre else x)
+    def input(self, x: Float[Array, "*b n m"]) -> Float[Array, "*b n m"]:
+        """What the branch reads: x, normalised where the norm comes first."""
+        return self.norm(x) if self.pre else x
+
+    def add(
+        self, x: Float[Array, "*b n m"], out: Float[Array, "*b n m"], key: Array | None
+    ) -> Float[Array, "*b n m"]:
+        """x plus the branch's output, normalised where the norm comes last."""
         x = x + self.drop(out, deterministic=key is None, rngs=key)
         return x if self.pre else self.norm(x)
+
+
+class Source(NamedTuple):
+    """What a decoder cross-attends to: hidden states [b s m], their slots and the cross mask."""
+
+    hidden: Any
+    slots: Slots
+    mask: Mask
+
+
+class Left(NamedTuple):
+    """What a block leaves behind: `own` and `cross` fill caches or memories; `loss` of the memory."""
+
+    own: Any
+    cross: Any
+    loss: Any
 
 
 class Block(nnx.Module):
@@ -158,44 +188,98 @@ class Block(nnx.Module):
         self.attention = Sublayer(Attention(config, key=child(key, "attention")), config)
         self.cross = Sublayer(Attention(config, key=child(key, "cross")), config) if cross else None
         self.mlp = Sublayer(MLP(config, key=child(key, "mlp")), config)
+        compression = None if config.memory is None else config.memory.compression
+        self.compress = (
+            None if compression is None else compression.build(width=config.width, key=child(key, "compress"))
+        )
 
     def __call__(
         self,
         x: Float[Array, "*b n m"],
         *,
-        slots: Slots,
+        reader: Any,
+        state: tuple[Any, Any] = (None, None),
         mask: Mask,
         positions: Positions,
-        source: tuple[Array, Slots, Mask] | None = None,
+        source: Source | None = None,
         key: Array | None = None,
-    ) -> Float[Array, "*b n m"]:
-        """One block. `source`: hidden states [*b s m] to cross-attend to, their slots and the cross mask."""
+    ) -> tuple[Float[Array, "*b n m"], Left]:
+        """One block.
+
+        Args:
+          x: hidden states.
+          reader: gives the keys of self-attention; see `research.attention.memory`.
+          state: what the reader holds for this layer, and the keys and values of the source if known already.
+          mask: of self-attention.
+          positions: the block's built position scheme.
+          source: what to cross-attend to.
+          key: switches dropout on.
+        """
 
         def keys(name: str) -> tuple[Array | None, Array | None]:
             return (None, None) if key is None else tuple(jax.random.split(child(key, name)))
 
+        own, known = state
         inside, outside = keys("attention")
-        x = self.attention(
-            x,
-            lambda inner, y: inner(
-                y, y, mask=mask, q_slots=slots, k_slots=slots, positions=positions, key=inside
-            ),
-            outside,
-        )
+        out, reading = self._read(x, reader, own, mask, positions, inside)
+        x = self.attention.add(x, out, outside)
         if self.cross is not None and source is not None:
-            memory, memory_slots, cross_mask = source
             inside, outside = keys("cross")
-            x = self.cross(
-                x,
-                lambda inner, y: inner(
-                    y,
-                    memory,
-                    mask=cross_mask,
-                    q_slots=slots,
-                    k_slots=memory_slots,
-                    positions=NoPosition(),
-                    key=inside,
-                ),
-                outside,
+            attention = self.cross.inner
+            if known is None:
+                known = attention.keys(source.hidden)
+            out = attention(
+                attention.queries(self.cross.input(x)),
+                *known,
+                mask=source.mask,
+                q_slots=dataclasses.replace(reader.queries, start=None),  # places of two lines do not compare
+                k_slots=dataclasses.replace(source.slots, start=None),
+                key=inside,
             )
-        return self.mlp(x, lambda inner, y: inner(y), keys("mlp")[1])
+            x = self.cross.add(x, out, outside)
+        x = self.mlp.add(x, self.mlp.inner(self.mlp.input(x)), keys("mlp")[1])
+        left = known if reader.collect else None
+        return x, Left(reading.state, left, reading.loss)
+
+    def _read(
+        self, x: Array, reader: Any, state: Any, mask: Mask, positions: Positions, key: Array | None
+    ) -> tuple[Array, Reading]:
+        """Self-attention through the reader."""
+        attention, slots = self.attention.inner, reader.queries
+        raw = attention.queries(self.attention.input(x))
+        q = positions.query(raw, slots)
+
+        def content(memory: Array, memory_slots: Slots) -> Array:
+            frozen = jax.tree.map(jax.lax.stop_gradient, self.attention)
+            line = {"mask": Full(), "q_slots": slots, "k_slots": memory_slots}
+            return frozen.inner(jax.lax.stop_gradient(raw), *frozen.inner.keys(frozen.input(memory)), **line)
+
+        def usage(k: Array, k_slots: Slots) -> Array:
+            return received(
+                q,
+                k,
+                mask=mask,
+                q_slots=slots,
+                k_slots=k_slots,
+                bias=positions.bias,
+                scale=attention.config.features**-0.5,
+                softcap=attention.config.softcap,
+                sinks=None if attention.sinks is None else attention.sinks[...],
+                backend=attention.config.backend,
+            )
+
+        layer = Layer(
+            lambda h: attention.keys(self.attention.input(h)), positions.key, content, usage, self.compress
+        )
+        reading = reader.read(state, x, layer)
+        out = attention(
+            q,
+            reading.k,
+            reading.v,
+            mask=mask,
+            q_slots=slots,
+            k_slots=reading.slots,
+            bias=positions.bias,
+            key=key,
+        )
+        return out, reading

@@ -1,14 +1,17 @@
 """A stack: blocks in a repeating pattern, scanned by period, positions built once and shared by the layers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from research.attention.masks import Mask, Slots
+from research.attention.memory import Line
 from research.attention.positions import Positions
 from research.models.config import BlockSpec, StackConfig
-from research.models.layers import Block, child, norm
+from research.models.layers import Block, Left, Source, child, norm
 
 POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -23,8 +26,8 @@ class Stack(nnx.Module):
     one scan over whole periods and a tail. Layer i's initial values depend on the key and i only.
     """
 
-    def __init__(self, config: StackConfig, *, mask: Mask, cross: bool = False, key: Array):
-        """`mask`: the mask it will mostly be called with; T5's buckets are bidirectional where it looks ahead."""
+    def __init__(self, config: StackConfig, *, masks: tuple[Mask, ...], cross: bool = False, key: Array):
+        """`masks`: all it will be called with; T5's buckets are bidirectional where one looks ahead."""
         self.config = config
         period, layers = len(config.pattern), child(key, "layers")
 
@@ -34,13 +37,14 @@ class Stack(nnx.Module):
 
         self.blocks = nnx.List([stacked(place) for place in range(min(period, config.layers))])
         self.schemes = tuple(dict.fromkeys(spec.positions or config.positions for spec in config.pattern))
+        causal = all(spec.visible(mask).causal for spec in config.pattern for mask in masks)
         self.positions = nnx.List(
             [
                 scheme.build(
                     width=config.width,
                     heads=config.heads,
                     head_dim=config.features,
-                    causal=mask.causal,
+                    causal=causal,
                     key=child(key, repr(scheme)),
                 )
                 for scheme in self.schemes
@@ -55,54 +59,85 @@ class Stack(nnx.Module):
         *,
         slots: Slots,
         mask: Mask,
-        source: tuple[Array, Slots, Mask] | None = None,
+        reader: Any = None,
+        states: list[Any] | None = None,
+        source: Source | None = None,
+        known: list[Any] | None = None,
         key: Array | None = None,
-    ) -> Float[Array, "*b n m"]:
-        """Hidden states of the last layer, normalised.
+    ) -> tuple[Float[Array, "*b n m"], list[Left]]:
+        """Hidden states of the last layer, normalised, and for each place of the pattern what its layers left.
 
         Args:
           x: token vectors.
           slots: where the tokens are.
           mask: the family's mask; each block's spec may replace or narrow it.
-          source: hidden states to cross-attend to, their slots and the cross mask.
+          reader: gives the layers their keys; None: the line itself.
+          states: for each place of the pattern, what the reader holds for its layers, stacked.
+          source: what to cross-attend to.
+          known: for each place of the pattern, keys and values of the source, stacked, where known already.
           key: switches dropout on.
         """
         config = self.config
-        period = len(config.pattern)
-        whole, tail = divmod(config.layers, period)
+        period, layers = len(config.pattern), config.layers
+        whole, tail = divmod(layers, period)
+        reader = reader or Line(slots)
         for positions in self.positions:
             x = positions.embed(x, slots)
         x = self.drop(x, deterministic=key is None, rngs=None if key is None else child(key, "input"))
 
-        def run(x: Array, block: Block, spec: BlockSpec, layer: Array | int) -> Array:
-            return block(
-                x,
-                slots=slots,
-                mask=spec.visible(mask),
-                positions=self._positions_of(spec),
-                source=source,
-                key=None if key is None else jax.random.fold_in(key, layer),
-            )
+        def run(
+            x: Array, block: Block, state: Any, spec: BlockSpec, layer: Array | int
+        ) -> tuple[Array, Left]:
+            def call(x: Array, block: Block, state: Any) -> tuple[Array, Left]:
+                return block(
+                    x,
+                    reader=reader,
+                    state=state,
+                    mask=spec.visible(mask),
+                    positions=self._positions_of(spec),
+                    source=source,
+                    key=None if key is None else jax.random.fold_in(key, layer),
+                )
 
-        def repeat(x: Array, step: tuple[list[Block], Array]) -> tuple[Array, None]:
-            blocks, index = step
-            for place, (block, spec) in enumerate(zip(blocks, config.pattern, strict=True)):
-                x = run(x, block, spec, index * period + place)
-            return x, None
+            if config.remat != "none":
+                call = jax.checkpoint(call, prevent_cse=False, policy=POLICIES[config.remat])  # ty: ignore[invalid-assignment]
+            return call(x, block, state)
 
-        if config.remat != "none":
-            repeat = jax.checkpoint(repeat, prevent_cse=False, policy=POLICIES[config.remat])  # ty: ignore[invalid-assignment]
+        def repeat(x: Array, step: tuple[list[Block], list[Any], Array]) -> tuple[Array, list[Left]]:
+            blocks, held, index = step
+            left = []
+            for place, (block, state, spec) in enumerate(zip(blocks, held, config.pattern, strict=True)):
+                x, leaves = run(x, block, state, spec, index * period + place)
+                left.append(leaves)
+            return x, left
+
+        nothing = [None] * len(self.blocks)
+        held = list(zip(states or nothing, known or nothing, strict=True))
+        left: list[Left] = []
         if whole:
-            scanned = [_rows(block, slice(whole)) for block in self.blocks]
-            x, _ = jax.lax.scan(repeat, x, (scanned, jnp.arange(whole)), unroll=min(config.unroll, whole))
+            scanned = [_rows(part, slice(whole)) for part in (self.blocks, held)]
+            steps = (list(scanned[0]), scanned[1], jnp.arange(whole))
+            x, left = jax.lax.scan(repeat, x, steps, unroll=min(config.unroll, whole))
         for place in range(tail):
-            x = run(x, _rows(self.blocks[place], whole), config.pattern[place], whole * period + place)
-        return x if self.norm is None else self.norm(x)
+            last = _rows((self.blocks[place], held[place]), whole)
+            x, leaves = run(x, *last, config.pattern[place], whole * period + place)
+            leaves = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], leaves)
+            joined = lambda a, b: jnp.concatenate([a, b])  # noqa: E731
+            left[place:] = [
+                jax.tree.map(joined, left[place], leaves) if whole else leaves,
+                *left[place + 1 :],
+            ]
+        return x if self.norm is None else self.norm(x), left
+
+    def counts(self) -> list[int]:
+        """Layers at each place of the pattern."""
+        period = len(self.config.pattern)
+        return [len(range(place, self.config.layers, period)) for place in range(len(self.blocks))]
 
     def _positions_of(self, spec: BlockSpec) -> Positions:
         return self.positions[self.schemes.index(spec.positions or self.config.positions)]
 
 
-def _rows(block: Block, rows: slice | int) -> Block:
-    """The layers `rows` of stacked blocks."""
-    return jax.tree.map(lambda leaf: leaf[rows], block)
+def _rows(stacked: Any, rows: slice | int) -> Any:
+    """The layers `rows` of anything stacked."""
+    return jax.tree.map(lambda leaf: leaf[rows], stacked)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from research.batch import Batch
 from research.models.families import FamilyConfig, Model
+from research.models.stack import Stack
 from research.training.losses import token_loss
 
 Step = Callable[["TrainState", Batch], tuple["TrainState", dict[str, Array]]]
@@ -37,12 +38,23 @@ class TrainState:
 
 
 class Trainer:
-    """The pure functions of one model and one optimizer; replicas that differ in their seed share one."""
+    """The pure functions of one model and one optimizer; replicas that differ in their seed share one.
+
+    Raises:
+      ValueError: a stack has a memory, which a step would leave empty.
+    """
 
     def __init__(self, config: FamilyConfig, *, vocab: int, optimizer: optax.GradientTransformation):
         self._build = functools.partial(config.build, vocab=vocab)
         self._vocab, self._optimizer = vocab, optimizer
-        self._graph = nnx.graphdef(nnx.eval_shape(lambda: self._build(key=jax.random.key(0))))
+        model = nnx.eval_shape(lambda: self._build(key=jax.random.key(0)))
+        self._graph = nnx.graphdef(model)
+        for _, part in nnx.iter_modules(model):
+            if isinstance(part, Stack) and part.config.memory is not None:
+                raise ValueError(
+                    f"StackConfig.memory = {part.config.memory}: training hands no memory from step to step yet; "
+                    "set it to None, or call model.apply(batch, carry=...) in a loop of your own"
+                )
 
     @functools.partial(jax.jit, static_argnums=0)
     def initial(self, key: Array) -> TrainState:

@@ -22,7 +22,6 @@ SCHEDULES = {
         blockwise.attend, schedule=functools.partial(blockwise.dynamic, size=8, span=3)
     ),
     "static": functools.partial(blockwise.attend, schedule=functools.partial(blockwise.static, size=16)),
-    "best": blockwise.attend,
 }
 
 
@@ -110,6 +109,17 @@ def test_every_mask_on_packed_rows(mask, backend):
     rng = np.random.default_rng(0)
     slots = packed(rng, 3, 53)
     assert_equal(*inputs(rng, 3, 53, 53), slots, slots, mask, SCHEDULES[backend])
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_the_best_schedule_of_small_tiles(mask, monkeypatch):
+    """`best` as long lines see it: tiles chosen by work, spans among them."""
+    small = blockwise.Tiling(shapes=((16, 16), (8, 16), (8, 24)), overhead=64)
+    monkeypatch.setitem(blockwise.TILINGS, jax.default_backend(), small)
+    rng = np.random.default_rng(7)
+    slots = packed(rng, 2, 61)
+    backend = functools.partial(blockwise.attend, schedule=lambda *line: blockwise.best(*line))
+    assert_equal(*inputs(rng, 2, 61, 61), slots, slots, mask, backend)
 
 
 primitives = st.one_of(

@@ -38,6 +38,76 @@ def test_an_encoder_decoder_has_three_panels():
     assert [np.unique(masks.kinds(panel)).tolist() for panel in drawn] == [[1], [2], [0, 3]]
 
 
+def panels_of(*bindings, file="causal_lm", documents=1, tokens=8, segments=3):
+    planned, _ = experiment.load([f"configs/architecture/{file}.gin"], list(bindings))
+    return masks.panels(planned.model, masks.example(planned.data, tokens, documents), segments)
+
+
+def visible(panel):
+    return masks.kinds(panel) > 0
+
+
+@pytest.mark.parametrize(
+    ("bindings", "rule"),
+    [
+        (["@Window()", "Window.w=3"], lambda d, k: (d >= 0) & (d < 3)),
+        (["@Chunk()", "Chunk.c=4"], lambda d, k: (d + k) // 4 == k // 4),
+        (
+            [
+                "@And()",
+                "And.parts=(@Causal(), @Or())",
+                "Or.parts=(@Sinks(), @Window())",
+                "Sinks.n=2",
+                "Window.w=3",
+            ],
+            lambda d, k: (d >= 0) & ((k < 2) | (d < 3)),
+        ),
+    ],
+)
+def test_the_picture_of_any_mask_of_a_binding(bindings, rule):
+    (panel,) = panels_of(f"DecoderConfig.mask={bindings[0]}", *bindings[1:])
+    q, k = np.arange(8)[:, None], np.arange(8)
+    assert (visible(panel) == rule(q - k, k)).all()
+
+
+def test_packed_documents_do_not_see_each_other_and_their_blocks_are_not_computed():
+    (panel,) = panels_of(documents=2)
+    assert (visible(panel) == np.kron(np.eye(2), np.tril(np.ones((8, 8)))).astype(bool)).all()
+    may, must = masks.visibility(panel, 4)
+    assert may.astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert must.astype(int).tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
+
+
+def test_a_pattern_has_a_panel_for_each_of_its_masks():
+    drawn = panels_of(
+        "StackConfig.pattern=(@BlockSpec(), @local/BlockSpec())",
+        "local/BlockSpec.window=@Window()",
+        "Window.w=2",
+    )
+    assert [str(panel.mask) for panel in drawn] == ["Causal()", "And(parts=(Causal(), Window(w=2)))"]
+
+
+def test_memories_stand_left_of_the_segment_that_reads_them():
+    recurrent = ["StackConfig.memory=@Recurrent()", "Recurrent.length=4"]
+    (panel,) = panels_of(*recurrent)
+    assert panel.memory == 4
+    assert (visible(panel) == np.tri(8, 12, 4, dtype=bool)).all()
+    (fresh,) = panels_of(*recurrent, segments=0)
+    assert not visible(fresh)[:, :4].any()
+    (compressive,) = panels_of(
+        *recurrent,
+        "Recurrent.compression=@MeanPooling()",
+        "MeanPooling.length=6",
+        "MeanPooling.rate=4",
+        "DecoderConfig.mask=@Window()",
+        "Window.w=9",
+    )
+    covered = np.arange(-25, -4, 4)  # the last position that each compressed slot covers, from the segment
+    position = np.concatenate([covered, np.arange(-4, 8)])
+    behind = np.arange(8)[:, None] - position
+    assert (visible(compressive) == ((behind >= 0) & (behind < 9))).all()
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_masks_writes_a_picture_and_explains_it(tmp_path, suffix):
     out = tmp_path / f"masks.{suffix}"

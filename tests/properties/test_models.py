@@ -9,12 +9,14 @@ import pytest
 from flax import nnx
 
 from research.attention import positions
-from research.attention.masks import Causal, Full, Prefix, Same, Slots, Window
-from research.batch import Batch
+from research.attention.masks import Causal, Full, Prefix, Same, Slots, SymmetricWindow, Window
+from research.attention.memory import Line
+from research.batch import Batch, Tokens
 from research.data import layouts, objectives
 from research.data.tokenizers import Bytes
 from research.models.config import BlockSpec, StackConfig
 from research.models.families import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from research.models.layers import Source
 
 SCHEMES = [
     positions.NoPosition(),
@@ -63,7 +65,7 @@ def test_a_decoder_reads_what_its_mask_shows_and_nothing_else(family, mask, obje
     model = config.build(vocab=VOCAB, key=KEY)
     batch = batch_of(row(objective, layout))
     slots = batch.target.slots
-    read = jax.jacobian(lambda x: model.stack(x, slots=slots, mask=mask)[0].sum(-1))
+    read = jax.jacobian(lambda x: model.stack(x, slots=slots, mask=mask)[0][0].sum(-1))
     reach = np.abs(np.asarray(jax.jit(read)(model.embedding(batch.target.ids))))[:, 0].max(-1)
     visible = np.asarray((mask & Same())(slots, slots))[0]
     closure = np.linalg.matrix_power(visible.astype(int), STACK.layers) > 0  # through all layers
@@ -83,8 +85,9 @@ def test_an_encoder_decoder_sees_its_whole_source_and_no_later_target(scheme, ti
     source, target = batch.source.slots, batch.target.slots
 
     def read(x, y):
-        memory = (model.encoder or model.decoder)(x, slots=source, mask=Full())
-        return model.decoder(y, slots=target, mask=Causal(), source=(memory, source, Full()))[0].sum(-1)
+        hidden, _ = (model.encoder or model.decoder)(x, slots=source, mask=Full())
+        read = Source(hidden, source, Full())
+        return model.decoder(y, slots=target, mask=Causal(), source=read)[0][0].sum(-1)
 
     x, y = model.embedding(batch.source.ids), model.embedding(batch.target.ids)
     to_source, to_target = (
@@ -173,11 +176,11 @@ def test_a_prefix_decoder_is_its_two_passes():
         block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], model.stack.blocks[0])
         inner, norm = block.attention.inner, block.attention.norm
         memory = jnp.concatenate([norm(prefix), norm(target)], 1)
-        target = target + inner(
-            norm(target), memory, mask=Causal(), q_slots=after, k_slots=both, positions=rotary
-        )
-        target = block.mlp(target, lambda inner, y: inner(y), None)
-        prefix = block(prefix, slots=before, mask=Full(), positions=rotary)
+        k, v = inner.keys(memory)
+        q, k = rotary.query(inner.queries(norm(target)), after), rotary.key(k, both)
+        target = target + inner(q, k, v, mask=Causal(), q_slots=after, k_slots=both)
+        target = block.mlp.add(target, block.mlp.inner(block.mlp.input(target)), None)
+        prefix, _ = block(prefix, reader=Line(before), mask=Full(), positions=rotary)
     two_passes = model.stack.norm(jnp.concatenate([prefix, target], 1))
     np.testing.assert_allclose(np.asarray(one_pass), np.asarray(two_passes), atol=1e-5)
 
@@ -220,7 +223,7 @@ def test_scanned_layers_are_unrolled_layers(remat):
             place = layer % 2
             block = jax.tree.map(lambda leaf: leaf[layer // 2], model.stack.blocks[place])  # noqa: B023
             mask = config.pattern[place].visible(Prefix())
-            x = block(x, slots=slots, mask=mask, positions=positions.Rotary())
+            x, _ = block(x, reader=Line(slots), mask=mask, positions=positions.Rotary())
         return jnp.square(model.logits(model.stack.norm(x))).mean()
 
     scanned = jax.jit(jax.value_and_grad(lambda model: jnp.square(model(batch)).mean()))(model)
@@ -237,3 +240,37 @@ def test_a_batch_of_another_layout_is_refused_in_one_line():
         pair(line)
     with pytest.raises(ValueError, match="layouts.Concatenate"):
         decoder(Batch(target=line.target, labels=line.labels, weights=line.weights, source=line.target))
+
+
+def test_cross_attention_of_packed_pairs_does_not_compare_places_of_two_lines():
+    """A window on positions across lines of unequal examples: blocks may not be skipped by place."""
+    backends = [
+        EncoderDecoderConfig(encoder=line, decoder=line, cross_mask=SymmetricWindow(8)).build(
+            vocab=VOCAB, key=KEY
+        )
+        for line in (stack(pattern=(BlockSpec(),), backend=name) for name in ("dense", "blockwise"))
+    ]
+
+    def packed(length):
+        position = np.tile(np.arange(length, dtype=np.int32), 4)[None]
+        segment = np.repeat(np.arange(1, 5, dtype=np.int32), length)[None]
+        return Tokens(position % VOCAB, Slots(position, segment, position < 0, start=0))
+
+    target = packed(10)
+    batch = Batch(target, target.ids, np.ones(target.ids.shape, np.float32), packed(100))
+    dense, blockwise = (jax.jit(lambda m, b: m(b))(model, batch) for model in backends)
+    np.testing.assert_allclose(dense, blockwise, atol=1e-4)
+
+
+def test_t5_buckets_look_ahead_where_any_mask_of_the_stack_does():
+    ahead = stack(positions=positions.T5Bias(), pattern=(BlockSpec(), BlockSpec(mask=Full())))
+    tied = EncoderDecoderConfig(encoder=ahead, decoder=ahead, tied=True)
+    plain = dataclasses.replace(ahead, pattern=(BlockSpec(),))
+    for config, bidirectional in (
+        (DecoderConfig(stack=ahead), True),
+        (DecoderConfig(stack=plain), False),
+        (dataclasses.replace(tied, encoder=plain, decoder=plain), True),
+    ):
+        model = config.build(vocab=VOCAB, key=KEY)
+        built = getattr(model, "stack", None) or model.decoder
+        assert built.positions[0].bias.bidirectional == bidirectional

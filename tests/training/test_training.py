@@ -16,6 +16,7 @@ import pytest
 
 from experiments import configs
 from research.attention.masks import Slots
+from research.attention.recurrence import Recurrent
 from research.batch import Batch, Tokens
 from research.models.config import BlockSpec, StackConfig
 from research.models.families import DecoderConfig
@@ -34,6 +35,12 @@ def batch(rows=4, length=6, seed=0):
 
 def trainer(optimizer, config=CONFIG):
     return Trainer(config, vocab=VOCAB, optimizer=optimizer.build(10))
+
+
+def test_a_memory_that_no_step_would_fill_is_refused():
+    stack = dataclasses.replace(CONFIG.stack, memory=Recurrent(length=4))
+    with pytest.raises(ValueError, match="hands no memory from step to step"):
+        trainer(optimizers.SGD(), DecoderConfig(stack=stack))
 
 
 def test_the_loss_is_the_weighted_mean_whatever_the_chunk(monkeypatch):
