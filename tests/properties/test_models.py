@@ -19,12 +19,18 @@ from research.models.families import DecoderConfig, EncoderConfig, EncoderDecode
 from research.models.layers import Source
 
 SCHEMES = [
-    positions.NoPosition(),
-    positions.Sinusoidal(),
     positions.Learned(length=64),
     positions.Rotary(),
-    positions.ALiBi(),
     positions.T5Bias(buckets=8, distance=16),
+    *(
+        pytest.param(scheme, marks=pytest.mark.slow)
+        for scheme in (
+            positions.NoPosition(),
+            positions.Sinusoidal(),
+            positions.ALiBi(),
+            positions.Relative(),
+        )
+    ),
 ]
 TOKENIZER = Bytes()
 VOCAB = TOKENIZER.vocab_size
