@@ -77,8 +77,8 @@ def cases(longest: int) -> list[Case]:
     return [case for case in kept if case.name in ("causal", "prefix") or case.length >= 1024]
 
 
-def jax_runs(case: Case) -> dict[str, tuple[Callable, Callable, int]]:
-    """For each JAX candidate: forward, forward and backward, bytes of its temporaries."""
+def jax_runs(case: Case) -> tuple[dict[str, tuple[Callable, Callable | None]], dict[str, int]]:
+    """For each JAX candidate forward, forward and backward; and the bytes of temporaries of the latter."""
     slots = case.slots
 
     def ours(backend: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -86,9 +86,8 @@ def jax_runs(case: Case) -> dict[str, tuple[Callable, Callable, int]]:
         assert isinstance(out, jax.Array)
         return out
 
-    calls: dict[str, Callable] = {"blockwise": functools.partial(ours, "blockwise")}
+    calls: dict[str, Callable] = {name: functools.partial(ours, name) for name in ("blockwise", "dense")}
     if case.length <= DENSE_UP_TO:
-        calls["dense"] = functools.partial(ours, "dense")
         options = {"is_causal": True} if case.name == "causal" else {"mask": jnp.asarray(case.matrix())}
         calls["jax.nn"] = functools.partial(jax.nn.dot_product_attention, **options)
     shape = (case.batch, case.length, HEADS, WIDTH)
@@ -98,19 +97,21 @@ def jax_runs(case: Case) -> dict[str, tuple[Callable, Callable, int]]:
         out, pull = jax.vjp(call, *args[:3])
         return out, pull(args[3])
 
-    runs = {}
+    runs: dict[str, tuple[Callable, Callable | None]] = {}
+    memory = {}
     for name, call in calls.items():
         forward = jax.jit(call).lower(q, k, v).compile()
         backward = jax.jit(functools.partial(both, call)).lower(q, k, v, cotangent).compile()
-        runs[name] = (
-            functools.partial(lambda f, *a: jax.block_until_ready(f(*a)), forward, q, k, v),
-            functools.partial(lambda f, *a: jax.block_until_ready(f(*a)), backward, q, k, v, cotangent),
-            getattr(backward.memory_analysis(), "temp_size_in_bytes", 0),
-        )
-    return runs
+        memory[name] = getattr(backward.memory_analysis(), "temp_size_in_bytes", 0)
+        if name != "dense" or case.length <= DENSE_UP_TO:
+            runs[name] = (
+                functools.partial(lambda f, *a: jax.block_until_ready(f(*a)), forward, q, k, v),
+                functools.partial(lambda f, *a: jax.block_until_ready(f(*a)), backward, q, k, v, cotangent),
+            )
+    return runs, memory
 
 
-def torch_runs(case: Case) -> dict[str, tuple[Callable, Callable | None, None]]:
+def torch_runs(case: Case) -> dict[str, tuple[Callable, Callable | None]]:
     """The same for PyTorch; FlexAttention has no backward pass on a CPU."""
     import torch
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -124,15 +125,15 @@ def torch_runs(case: Case) -> dict[str, tuple[Callable, Callable | None, None]]:
 
     def forward(call: Callable) -> None:
         with torch.no_grad():
-            call(q, k, v)
+            call(q.detach(), k.detach(), v.detach())
 
     def both(call: Callable) -> None:
         q.grad = k.grad = v.grad = None
         call(q, k, v).backward(cotangent)
 
-    runs: dict[str, tuple[Callable, Callable | None, None]] = {}
+    runs: dict[str, tuple[Callable, Callable | None]] = {}
     if case.name == "causal" or case.length <= DENSE_UP_TO:
-        runs["SDPA"] = (functools.partial(forward, sdpa), functools.partial(both, sdpa), None)
+        runs["SDPA"] = (functools.partial(forward, sdpa), functools.partial(both, sdpa))
     if FLAGS.flex:
         size, given = case.document or case.length, case.given
         window = case.mask.w if isinstance(case.mask, Window) else case.length
@@ -142,7 +143,7 @@ def torch_runs(case: Case) -> dict[str, tuple[Callable, Callable | None, None]]:
 
         blocks = create_block_mask(rule, None, None, case.length, case.length, device="cpu")
         flex = functools.partial(torch.compile(flex_attention), block_mask=blocks)
-        runs["Flex"] = (functools.partial(forward, flex), None, None)
+        runs["Flex"] = (functools.partial(forward, flex), None)
     return runs
 
 
@@ -173,7 +174,7 @@ def medians(calls: dict[str, Callable], rounds: int) -> dict[str, float]:
 
 def measure(case: Case, rounds: int) -> dict:
     """One row of the table."""
-    runs: dict = dict(jax_runs(case))
+    runs, memory = jax_runs(case)
     if importlib.util.find_spec("torch") is not None:
         runs |= torch_runs(case)
     forward = medians({name: run[0] for name, run in runs.items()}, rounds)
@@ -184,7 +185,7 @@ def measure(case: Case, rounds: int) -> dict:
         "batch": case.batch,
         "forward_ms": forward,
         "forward_backward_ms": both,
-        "temporary_bytes": {name: run[2] for name, run in runs.items() if run[2] is not None},
+        "temporary_bytes": memory,
         "work_ratio": work(case),
     }
 
