@@ -143,6 +143,7 @@ def torch_runs(case: Case) -> dict[str, tuple[Callable, Callable | None]]:
 
         blocks = create_block_mask(rule, None, None, case.length, case.length, device="cpu")
         # Of lengths that change, torch.compile makes one program that its C++ compiler then refuses.
+        torch.compiler.reset()  # and after eight programs it would compute without compiling
         compiled = torch.compile(flex_attention, dynamic=False)
         flex = functools.partial(compiled, block_mask=blocks)
         runs["Flex"] = (functools.partial(forward, flex), None)
