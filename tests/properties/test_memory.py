@@ -19,14 +19,19 @@ from research.models.families import DecoderConfig, EncoderConfig, EncoderDecode
 VOCAB, ROWS, N = 23, 2, 14
 CUTS = (5, 6, 9)  # prefill, one token, three tokens
 
+
+def slow(value):
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 SCHEMES = [
     positions.Rotary(),
-    positions.Learned(length=40),
     positions.T5Bias(buckets=8, distance=16),
     positions.Relative(),
     *(
-        pytest.param(scheme, marks=pytest.mark.slow)
+        slow(scheme)
         for scheme in (
+            positions.Learned(length=40),
             positions.Rotary(fraction=0.5),
             positions.Sinusoidal(),
             positions.ALiBi(),
@@ -96,7 +101,11 @@ ROLLING = Causal() & (Sinks(2) | Window(4))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("mask", [Causal(), Prefix(), Window(4), ROLLING, masks.Dilated(3, 2)], ids=str)
+@pytest.mark.parametrize(
+    "mask",
+    [Prefix(), ROLLING, *(slow(mask) for mask in (Causal(), Window(4), masks.Dilated(3, 2)))],
+    ids=str,
+)
 def test_a_decoder_extends_under_every_extendable_mask_and_scheme(mask, scheme):
     assert_extends(decoder(mask, positions=scheme), line(prefix=4), Whole(capacity=20))
 

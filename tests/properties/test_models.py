@@ -19,7 +19,6 @@ from research.models.families import DecoderConfig, EncoderConfig, EncoderDecode
 from research.models.layers import Source
 
 SCHEMES = [
-    positions.Learned(length=64),
     positions.Rotary(),
     positions.T5Bias(buckets=8, distance=16),
     *(
