@@ -107,7 +107,7 @@ class EncoderDecoder(nnx.Module):
         return Source(hidden, tokens.slots, self.config.cross_mask)
 
     def prefill(
-        self, tokens: Tokens, source: Tokens, *, cache: Whole | Rolling
+        self, tokens: Tokens, source: Tokens, *, cache: Whole | Rolling | None = None
     ) -> tuple[Float[Array, "b t v"], Cache]:
         """Logits of the first tokens [b t] of the target, and the cache that `extend` goes on from; the source is
         encoded here, once. See `Decoder.prefill`.

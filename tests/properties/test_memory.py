@@ -149,6 +149,22 @@ def test_a_rolling_cache_keeps_the_sinks_and_the_window_of_the_last_document():
     assert_extends(decoder(ROLLING), packed, Rolling(window=4, sinks=2), cuts=(10, *range(11, N + 1)))
 
 
+@pytest.mark.parametrize(
+    ("mask", "cache", "memory"),
+    [(ROLLING, Rolling(window=8, sinks=2), None), (Window(5), None, Recurrent(length=4))],
+)
+def test_an_encoder_decoder_extends_with_every_memory(mask, cache, memory):
+    own = stack()
+    config = EncoderDecoderConfig(encoder=own, decoder=own, mask=mask)
+    plain = config.build(vocab=VOCAB, key=jax.random.key(0))
+    remembering = dataclasses.replace(config, decoder=dataclasses.replace(own, memory=memory))
+    model = remembering.build(vocab=VOCAB, key=jax.random.key(0))
+    tokens, source = line(), line(9, seed=1)
+    pieces = in_pieces(cache, CUTS)(model, tokens, source)
+    full = jax.jit(lambda model, b: model(b))(plain, batch(tokens, source))
+    np.testing.assert_allclose(pieces, full[:, : CUTS[-1]], atol=5e-5)
+
+
 def test_layers_of_a_pattern_extend_each_under_its_own_mask():
     pattern = (BlockSpec(window=Window(3)), BlockSpec(positions=positions.ALiBi()))
     assert_extends(decoder(pattern=pattern), line(), Whole(capacity=N))
