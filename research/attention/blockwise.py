@@ -269,22 +269,6 @@ def _survivors(rule: _Rule, word: Array, q_start: Any, k_start: Any, raw: Array)
     return kept(word, at_q, at_k, rule.rate) / jnp.asarray(1 - rule.rate, raw.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(
-    rule: _Rule,
-    q: Any,
-    k: Any,
-    v: Any,
-    bias: Any,
-    q_slots: Slots,
-    k_slots: Slots,
-    word: Any,
-    schedule: Any,
-) -> tuple[Array, Array]:
-    """(out [b g r q e], lse [b g r q]) of padded, head-major q [b g r q d], k [b g k d], v [b g k e]."""
-    return _forward(rule, q, k, v, bias, q_slots, k_slots, word, schedule)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(
     rule: _Rule,
@@ -297,6 +281,7 @@ def _forward(
     word: Any,
     schedule: Any,
 ) -> tuple[Array, Array]:
+    """(out [b g r q e], lse [b g r q]) of padded, head-major q [b g r q d], k [b g k d], v [b g k e]."""
     b, groups, repeats, _, _ = q.shape
     wide = jnp.promote_types(q.dtype, jnp.float32)
     size = schedule.q_size
@@ -377,6 +362,7 @@ def _gradients(rule: _Rule, args: Any, out: Array, lse: Array, d_out: Array, d_l
     return _joined(dq, -2).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), d_bias
 
 
+_attend = jax.custom_vjp(_forward, nondiff_argnums=(0,))
 _attend.defvjp(_save, _backward)
 
 
