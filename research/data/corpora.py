@@ -1,40 +1,22 @@
-"""Corpora: named, deterministic tuples of documents, and their split by content.
+"""Free text: named, deterministic tuples of documents.
 
 A corpus is a frozen description; `documents()` reads it. Everything is sorted by name, so equal
 descriptions give equal documents on every machine (but for `StandardLibrary`, which is the running
-Python's): `fingerprint` says so in one string.
+Python's): `documents.fingerprint` says so in one string.
 """
 
-import glob
-import hashlib
 import html
 import json
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from research.data.catalog import CATALOG, read
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text and its name, which is unique within its corpus and free of machine paths."""
-
-    name: str
-    text: str
-
-
-@runtime_checkable  # so that a config value can be checked against it
-class Corpus(Protocol):
-    """What every corpus here provides."""
-
-    def documents(self, data_dir: str | Path | None = None) -> tuple[Document, ...]:
-        """Read the documents, sorted by name; `data_dir` is where archives lie (`cache_dir`)."""
-        ...
+from research.data.documents import Document
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,40 +89,6 @@ class StateOfTheUnion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFiles:
-    """Local UTF-8 text files, one document each, exactly as they are (but for a leading BOM).
-
-    Attributes:
-        pattern: a shell-style pattern, `**` matches folders at any depth, `~` is your home; a
-            relative one is taken from the working folder.
-    """
-
-    pattern: str
-
-    def documents(self, data_dir: str | Path | None = None) -> tuple[Document, ...]:
-        """The documents, named by their path below the pattern's fixed part.
-
-        Args:
-            data_dir: not used; it is there so that corpora are interchangeable.
-
-        Raises:
-            ValueError: nothing matches, or a file is unreadable, empty, binary or not UTF-8.
-        """
-        pattern = Path(self.pattern).expanduser()
-        fixed = pattern.parent
-        while glob.has_magic(str(fixed)):
-            fixed = fixed.parent
-        found = (Path(path) for path in glob.iglob(str(pattern), recursive=True))
-        paths = {path.relative_to(fixed).as_posix(): path for path in found if path.is_file()}
-        if not paths:
-            raise ValueError(
-                f"TextFiles.pattern {self.pattern!r} matches no file (seen from {Path.cwd()}), "
-                "expected at least one; change TextFiles.pattern"
-            )
-        return tuple(Document(name, _text(path)) for name, path in sorted(paths.items()))
-
-
-@dataclass(frozen=True, kw_only=True)
 class StandardLibrary:
     """The running Python's standard library source without its tests, one document a module.
 
@@ -170,51 +118,6 @@ class StandardLibrary:
         return documents
 
 
-def fingerprint(documents: Iterable[Document]) -> str:
-    """The sha256 (hex) of all names and texts in their order."""
-    digest = hashlib.sha256()
-    for document in documents:
-        for part in (document.name, document.text):
-            encoded = part.encode()
-            # The length keeps ("ab", "c") and ("a", "bc") apart.
-            digest.update(len(encoded).to_bytes(8, "big") + encoded)
-    return digest.hexdigest()
-
-
-def split(
-    documents: Sequence[Document], *, validation: float = 0.1, test: float = 0.1
-) -> dict[str, tuple[Document, ...]]:
-    """Split documents into `train`, `validation` and `test`, each in the given order.
-
-    A document's place depends on its text alone: copies of a text never straddle splits, and
-    neither adding documents nor changing `validation` moves anything into or out of `test`.
-
-    Args:
-        validation, test: expected shares of the *number* of documents, in (0, 1) together.
-
-    Raises:
-        ValueError: a split would be empty.
-    """
-    parts: dict[str, list[Document]] = {"train": [], "validation": [], "test": []}
-    for document in documents:
-        digest = hashlib.sha256(document.text.encode()).digest()
-        place = int.from_bytes(digest[:8], "big") / 2**64
-        if place < test:
-            parts["test"].append(document)
-        elif place < test + validation:
-            parts["validation"].append(document)
-        else:
-            parts["train"].append(document)
-    for name, part in parts.items():
-        if not part:
-            raise ValueError(
-                f"split {name!r} is empty: {len(documents)} documents at shares "
-                f"validation={validation:g}, test={test:g}; expected at least one document in "
-                "each: use a corpus of more documents or change the shares of split()"
-            )
-    return {name: tuple(part) for name, part in parts.items()}
-
-
 _ENGLISH = "a an and are as at by for from has in is of on that the to was were with"
 _FUNCTION_WORDS = frozenset(_ENGLISH.split())
 
@@ -236,28 +139,3 @@ def _plain(markup: str) -> str:
     text = html.unescape(re.sub(r"</?[a-z][^<>]*>", "", text))
     lines = (" ".join(line.split()) for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
-
-
-def _text(path: Path) -> str:
-    """The text of a UTF-8 file; raises one-line ValueErrors that say what is wrong and where."""
-    try:
-        raw = path.read_bytes()
-        text = raw.decode().removeprefix("\ufeff")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}, expected a readable text file") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: byte {raw[error.start]:#04x} at offset {error.start} is not UTF-8 "
-            f"({error.reason}), expected UTF-8 text; convert the file or narrow TextFiles.pattern"
-        ) from error
-    if b"\0" in raw:
-        raise ValueError(
-            f"{path}: a zero byte at offset {raw.index(0)}, expected text, not binary data; "
-            "narrow TextFiles.pattern"
-        )
-    if not text.strip():
-        raise ValueError(
-            f"{path}: nothing but blanks in {len(raw)} bytes, expected text; "
-            "remove the file or narrow TextFiles.pattern"
-        )
-    return text

@@ -12,7 +12,8 @@ from jaxtyping import Int32
 
 from research.attention.masks import Slots
 from research.batch import Batch, Tokens
-from research.data.objectives import Example, Limits, Tokenizer
+from research.data.objectives import Example, Limits
+from research.data.tokenizers import Tokenizer
 
 Features = dict[str, np.ndarray]
 

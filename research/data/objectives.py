@@ -10,9 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from research.data.tokenizers import Bytes
-
-Tokenizer = Bytes
+from research.data.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

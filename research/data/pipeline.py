@@ -16,13 +16,11 @@ import numpy as np
 from jaxtyping import Int32
 
 from research.batch import Batch
-from research.data import corpora, layouts
-from research.data.corpora import Corpus, Document
+from research.data import layouts
+from research.data.documents import SPLITS, Corpus, Document, fingerprint, split
 from research.data.layouts import Features, Layout
-from research.data.objectives import Objective, Tokenizer
-from research.data.tokenizers import Bytes
-
-SPLITS = ("train", "validation", "test")
+from research.data.objectives import Objective
+from research.data.tokenizers import Bytes, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,7 @@ class Data:
           ValueError: a split has no window.
         """
         documents = self.corpus.documents(data_dir)
-        parts = corpora.split(documents, validation=self.validation, test=self.test)
+        parts = split(documents, validation=self.validation, test=self.test)
         tokenized = {name: windows(parts[name], self.tokenizer, self.window) for name in SPLITS}
         for name, part in tokenized.items():
             if not len(part):
@@ -74,7 +72,7 @@ class Data:
                     f"split {name!r} of {self.corpus} has no document of {self.window} tokens; "
                     "lower Data.window or use a corpus of longer documents"
                 )
-        return Dataset(self, tokenized, corpora.fingerprint(documents))
+        return Dataset(self, tokenized, fingerprint(documents))
 
 
 def windows(

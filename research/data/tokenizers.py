@@ -4,12 +4,60 @@ Bytes are the default: no vocabulary to train or to ship, every text is in it, a
 arms are comparable in bits per byte.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+
+@runtime_checkable  # so that a config value can be checked against it
+class Tokenizer(Protocol):
+    """What every tokenizer provides: `pad`, `bos`, `eos` and `mask` are ids."""
+
+    pad: int
+    bos: int
+    eos: int
+    mask: int
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids; every id is below it."""
+        ...
+
+    @property
+    def text_ids(self) -> range:
+        """The ids that stand for text, as no special does."""
+        ...
+
+    @property
+    def sentinels(self) -> int:
+        """How many sentinels there are."""
+        ...
+
+    def sentinel(self, i: int) -> int:
+        """The id of sentinel `i`, which counts from 0; a ValueError where there are not that many."""
+        ...
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """The ids `[n]` of a text; no special is added."""
+        ...
+
+    def decode(self, ids: ArrayLike) -> str:
+        """The text of ids `[n]`; specials are shown by name."""
+        ...
+
+    def byte_count(self, ids: ArrayLike) -> int:
+        """How many bytes of text ids of any shape stand for."""
+        ...
+
+    def ready(self, texts: Iterable[str], data_dir: str | Path | None = None) -> "Tokenizer":
+        """A tokenizer that can encode: itself, or one trained on the texts or read from its files."""
+        ...
+
 
 _FIRST_BYTE = 4
 _FIRST_SENTINEL = _FIRST_BYTE + 256
@@ -58,6 +106,10 @@ class Bytes:
                 "raise Bytes.sentinels or corrupt fewer spans"
             )
         return _FIRST_SENTINEL + i
+
+    def ready(self, texts: Iterable[str], data_dir: str | Path | None = None) -> "Bytes":
+        """Itself: there is nothing to train or to read."""
+        return self
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """The ids `[n]` of the text's n UTF-8 bytes; no special is added.

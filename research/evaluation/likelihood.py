@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from research.batch import Batch
-from research.data.objectives import Tokenizer
+from research.data.tokenizers import Tokenizer
 from research.training.step import Trainer
 
 

@@ -13,15 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research.data.catalog import CATALOG
-from research.data.corpora import (
-    Document,
-    Factbook,
-    StandardLibrary,
-    StateOfTheUnion,
-    TextFiles,
-    fingerprint,
-    split,
-)
+from research.data.corpora import Factbook, StandardLibrary, StateOfTheUnion
+from research.data.documents import Document, fingerprint, split
+from research.data.local import TextFiles
 
 PROSE = "The people of {} live in the valleys and on the coast, and the capital is by the sea. "
 

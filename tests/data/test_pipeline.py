@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research.data import layouts, objectives
-from research.data.corpora import Document
+from research.data.documents import Document
 from research.data.pipeline import Data
 
 

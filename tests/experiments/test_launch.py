@@ -102,14 +102,14 @@ def test_a_cell_that_fails_is_named_and_the_others_are_kept(project):
     scale = project / "configs" / "scale" / "smoke.gin"
     text = scale.read_text().replace("pipeline.Data.corpus = @corpora.StandardLibrary()\n", "")
     scale.write_text(text)
-    for name, corpus in (("causal", "@corpora.StandardLibrary()"), ("prefix", "@corpora.TextFiles()")):
+    for name, corpus in (("causal", "@corpora.StandardLibrary()"), ("prefix", "@local.TextFiles()")):
         path = project / "configs" / "tiny" / f"{name}.gin"
         modules = ("__gin__ import dynamic_registration", "research.data import corpora")
         head = "".join(f"from {module}\n" for module in (*modules, "research.data import pipeline"))
         body = path.read_text().replace(head, "")
-        path.write_text(f"{head}{body}pipeline.Data.corpus = {corpus}\n")
+        path.write_text(f"{head}from research.data import local\n{body}pipeline.Data.corpus = {corpus}\n")
     with (project / "configs" / "tiny" / "prefix.gin").open("a") as file:
-        file.write("corpora.TextFiles.pattern = 'nowhere/*.txt'\n")
+        file.write("local.TextFiles.pattern = 'nowhere/*.txt'\n")
     code, said, wrong = launch(project, "--seeds=1")
     assert code == 1
     assert "prefix seed 0  failed" in said
