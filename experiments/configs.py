@@ -6,7 +6,10 @@ its value, what was expected and where to change it; a binding that nothing used
 
 import dataclasses
 import difflib
+import functools
+import importlib
 import inspect
+import pkgutil
 import re
 import sys
 import typing
@@ -19,6 +22,8 @@ import gin.config
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 from gin.config_parser import ImportStatement, Location
+
+import research
 
 ROOT = Path(__file__).resolve().parent.parent
 _TOWER = BeartypeConf(is_pep484_tower=True)  # an int will do where a float is expected
@@ -128,6 +133,8 @@ def _explain(error: Exception) -> str:
         return f"a value is not a Python literal; quote strings, write @Name() for objects, %NAME for macros{place}"
     if match := re.search(r"No bindings specified for '(.*?)/gin.macro'", message):
         return f"macro %{match[1]} has no value; bind it, e.g. {match[1]} = ..."
+    if match := re.search(r"missing a required argument: ('\w+')", message):
+        return f"no value for {match[1]}; bind it in a gin file or with --gin_param"
     if match := re.search(r"(\w+)\.__init__\(\) missing \d+ required keyword-only arguments?: (.*)", message):
         return f"{match[1]}: no value for {match[2]}; bind it in a gin file or with --gin_param"
     inside = re.search(r"In call to configurable '(.*?)'", text)
@@ -138,9 +145,11 @@ def _parameters(configurable: Any) -> list[str]:
     return list(inspect.signature(configurable).parameters)
 
 
+@functools.cache
 def _library() -> dict[str, type]:
-    """The classes of the library's loaded modules by name."""
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith("research.")]
+    """The classes of the library's modules by name."""
+    names = [found.name for found in pkgutil.walk_packages(research.__path__, "research.")]
+    modules = [importlib.import_module(name) for name in names]
     return {
         name: value
         for module in modules

@@ -24,15 +24,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from experiments import configs
 from research.analysis import budget
 from research.attention import core
+from research.batch import Batch
+from research.data.layouts import InPlace
+from research.data.objectives import Classification
 from research.data.pipeline import Data, Dataset
 from research.evaluation import likelihood
 from research.models.config import StackConfig
-from research.models.families import FamilyConfig
+from research.models.families import EncoderConfig, FamilyConfig
 from research.training import loop
 from research.training.checkpoints import Checkpoints
 from research.training.optimizers import AdamW, Optimizer
@@ -64,8 +68,9 @@ class Experiment:
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"train.steps = {self.steps}: expected at least 1")
+        _expressible(self.model, self.data)
         limits = [stack.positions.limit for stack in _stacks(self.model) if stack.positions.limit is not None]
-        longest = max(self.data.layout.lengths(self.data.objective.limits(self.data.window)).values())
+        longest = max(self.data.lengths(self.data.objectives).values())
         if limits and longest > min(limits):
             raise ValueError(
                 f"Learned.length = {min(limits)} positions, but Data.window = {self.data.window} makes lines of "
@@ -118,7 +123,7 @@ def trainer(model: FamilyConfig, vocab: int, optimizer: Optimizer, steps: int) -
 def cost(model: FamilyConfig, data: Data, data_dir: str | None) -> budget.Budget:
     """What one training batch costs, counted on the first two."""
     batches = list(itertools.islice(dataset(data, data_dir).training(seed=0), 2))
-    return budget.count(model, vocab=data.tokenizer.vocab_size, batches=batches)
+    return budget.count(model, vocab=dataset(data, data_dir).tokenizer.vocab_size, batches=batches)
 
 
 def run(
@@ -149,13 +154,20 @@ def run(
 
     data, steps = experiment.data, experiment.steps
     text = dataset(data, data_dir)
-    functions = trainer(experiment.model, data.tokenizer.vocab_size, experiment.optimizer, steps)
+    functions = trainer(experiment.model, text.tokenizer.vocab_size, experiment.optimizer, steps)
     price = cost(experiment.model, data, data_dir)
-    validation, test = text.held_out("validation"), text.held_out("test")
+    tests = _held_out(experiment, text, "test")
+    validations = {
+        f"validation_{name}": batches for name, batches in _held_out(experiment, text, "validation").items()
+    }
+    scored = None if _classes(experiment.model) else text.tokenizer
 
-    def validate(params: Any) -> dict[str, float]:
-        scores = likelihood.held_out(functions, params, validation, data.tokenizer)
-        return {f"validation_{name}": value for name, value in scores.items()}
+    def score(params: Any, sets: dict[str, list[Batch]]) -> dict[str, float]:
+        return {
+            prefix + name: value
+            for prefix, batches in sets.items()
+            for name, value in likelihood.held_out(functions, params, batches, scored).items()
+        }
 
     record = {
         "key": key,
@@ -172,6 +184,15 @@ def run(
             "steps": steps,
         },
     }
+    batches = text.training(experiment.seed, workers=experiment.plan.workers)
+    hard = data.hard
+
+    def mine(step: int, params: Any) -> None:
+        if hard is not None and hard.refreshes(step):
+            ids = hard.scored(step, len(text.windows[0]["train"]))
+            rows = [functions.row_losses(params, batch) for batch in text.rows(experiment.seed, ids.tolist())]
+            batches.mined(hard.hardest(ids, np.concatenate(rows)[: len(ids)]))
+
     _status(folder, "running", record)
     try:
         with (
@@ -181,18 +202,18 @@ def run(
             state, report = loop.run(
                 functions.initial(jax.random.key(experiment.seed)),
                 functions.step,
-                text.training(experiment.seed),
+                batches,
                 steps=steps,
                 plan=experiment.plan,
                 folder=folder,
                 checkpoints=checkpoints,
-                evaluate=validate,
+                evaluate=lambda params: score(params, validations),
+                prepare=mine,
                 tokens=budget.tokens_read,
                 console=console,
                 title=title,
             )
-            scores = likelihood.held_out(functions, state.params, test, data.tokenizer)
-            metrics = {**scores, **validate(state.params)}
+            metrics = score(state.params, {**tests, **validations})
     except BaseException as error:
         _status(
             folder, "interrupted" if isinstance(error, loop.Interrupted) else "failed", record, str(error)
@@ -207,6 +228,35 @@ def run(
     _write(folder / "result.json", result)
     _status(folder, "done", record)
     return result
+
+
+def _held_out(experiment: Experiment, text: Dataset, split: str) -> dict[str, list[Batch]]:
+    """What is scored: the whole split and, of a mixture, each part of it, by what its metrics' names begin with."""
+    names = experiment.data.mixture.names
+    each = (
+        {f"{name}_": text.held_out(split, part) for part, name in enumerate(names)} if len(names) > 1 else {}
+    )
+    return {"": text.held_out(split), **each}
+
+
+def _classes(model: FamilyConfig) -> int | None:
+    return model.classes if isinstance(model, EncoderConfig) else None
+
+
+def _expressible(model: FamilyConfig, data: Data) -> None:
+    """Refuse what the family cannot express, although the layout could place it."""
+    if isinstance(data.layout, InPlace):
+        labels = {len(one.labels) if isinstance(one, Classification) else None for one in data.objectives}
+        if labels != {_classes(model)}:
+            raise ValueError(
+                f"EncoderConfig.classes = {_classes(model)}, but the objectives have {labels} labels in place; bind "
+                "EncoderConfig.classes to the number of Classification.labels, None without one, and train an Encoder"
+            )
+    elif not model.mask.extendable:
+        raise ValueError(
+            f"{type(model).__name__}.mask = {model.mask} lets a token see the targets that it predicts; set "
+            "Data.layout = @layouts.InPlace() or a mask that hides them, such as @masks.Prefix()"
+        )
 
 
 def _stacks(model: FamilyConfig) -> list[StackConfig]:

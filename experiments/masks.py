@@ -26,8 +26,11 @@ from research.attention.masks import Mask, Same, Slots
 from research.attention.memory import Layer
 from research.attention.recurrence import Recurrent
 from research.batch import Batch
-from research.data import layouts
+from research.data import layouts, packing
+from research.data.objectives import Classification, Seq2Seq
 from research.data.pipeline import Data
+from research.data.tokenizers import Bytes
+from research.data.windows import TokenWindow
 from research.models.config import StackConfig
 from research.models.families import EncoderDecoderConfig, FamilyConfig
 
@@ -180,16 +183,20 @@ def example(data: Data, tokens: int, documents: int = 1) -> Batch:
     """One row of `tokens` bytes of text as the experiment's objective and layout place it, `documents` times one
     after another with segments of their own.
     """
-    text = data.tokenizer.encode(("the mask is the architecture. " * tokens)[:tokens])
-    lengths = data.layout.lengths(data.objective.limits(tokens))
-    rows = []
-    for index in range(documents):
-        made = data.objective(text, np.random.default_rng(index), data.tokenizer)
-        row = layouts.pad(data.layout(made, data.tokenizer), lengths)
-        rows.append(
-            {name: line * (index + 1 if name.endswith("segment_ids") else 1) for name, line in row.items()}
-        )
-    return layouts.assemble({name: np.concatenate([row[name] for row in rows])[None] for name in rows[0]})
+    tokenizer = Bytes()
+    text = tokenizer.encode(("the mask is the architecture. " * tokens)[:tokens])
+    # The second half is what a record would teach.
+    window = TokenWindow.pair(text[: tokens // 2], text[tokens // 2 :])
+    objective = data.trained(data.parts[0])
+    if isinstance(objective, Classification):
+        objective = Seq2Seq()
+    row = [
+        data.layout(objective(window, np.random.default_rng(index), tokenizer), tokenizer)
+        for index in range(documents)
+    ]
+    streams = [name for name in ("target", "source") if name in row[0]]
+    lengths = {name: sum(len(features[name]) for features in row) for name in streams}
+    return layouts.assemble(packing.fill([row], lengths))
 
 
 def real(data: Data, row: int, data_dir: str | None = None) -> Batch:

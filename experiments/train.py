@@ -20,11 +20,10 @@ flags.DEFINE_bool("dry_run", False, "print config, shapes, parameters and one de
 
 def describe(planned: experiment.Experiment, config: str, data_dir: str | None, console: Console) -> None:
     """Print what a run would do, and one batch decoded back to text."""
-    data = planned.data
-    text = experiment.dataset(data, data_dir)
+    text = experiment.dataset(planned.data, data_dir)
     batch = next(itertools.islice(text.training(planned.seed), 1))
-    price = experiment.cost(planned.model, data, data_dir)
-    functions = experiment.trainer(planned.model, data.tokenizer.vocab_size, planned.optimizer, planned.steps)
+    price = experiment.cost(planned.model, planned.data, data_dir)
+    functions = experiment.trainer(planned.model, text.tokenizer.vocab_size, planned.optimizer, planned.steps)
     state = jax.eval_shape(functions.initial, jax.random.key(0))
 
     console.print(config, markup=False, highlight=False)
@@ -43,10 +42,10 @@ def describe(planned: experiment.Experiment, config: str, data_dir: str | None, 
         console.print(f"batch{jax.tree_util.keystr(path)}  {leaf.dtype}{list(leaf.shape)}", highlight=False)
     console.rule("its first row")
     if batch.source is not None:
-        console.print("source: " + data.tokenizer.decode(batch.source.ids[0]), markup=False)
-    console.print("target: " + data.tokenizer.decode(batch.target.ids[0]), markup=False)
+        console.print("source: " + text.tokenizer.decode(batch.source.ids[0]), markup=False)
+    console.print("target: " + text.tokenizer.decode(batch.target.ids[0]), markup=False)
     scored = batch.labels[0][batch.weights[0] > 0]
-    console.print("labels with weight: " + data.tokenizer.decode(scored), markup=False)
+    console.print("labels with weight: " + text.tokenizer.decode(scored), markup=False)
 
 
 def main(argv: list[str]) -> int:

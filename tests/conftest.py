@@ -6,7 +6,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
 
-CHECKED = ("attention", "batch", "models", "training", "evaluation")
+CHECKED = ("attention", "batch", "data", "models", "training", "evaluation")
 install_import_hook([f"research.{name}" for name in CHECKED], "beartype.beartype")
 
 import jax

@@ -108,20 +108,20 @@ def split(
         ValueError: a split would be empty.
     """
     keys = [document.group or document.text for document in documents]
-    place = {key: _place(key) for key in keys}
+    places = {key: place(key.encode()) for key in keys}
     # A set may reach through a group into another set: until nothing moves.
     sets = [[keys[index] for index in members] for members in alike]
     moved = True
     while moved:
         moved = False
         for members in sets:
-            least = min(place[key] for key in members)
+            least = min(places[key] for key in members)
             for key in members:
-                moved |= place[key] != least
-                place[key] = least
+                moved |= places[key] != least
+                places[key] = least
     parts: dict[str, list[Item]] = {name: [] for name in SPLITS}
     for key, document in zip(keys, documents, strict=True):
-        here = place[key]
+        here = places[key]
         parts["test" if here < test else "validation" if here < test + validation else "train"].append(
             document
         )
@@ -135,6 +135,6 @@ def split(
     return {name: tuple(part) for name, part in parts.items()}
 
 
-def _place(key: str) -> float:
-    """A number in [0, 1) that depends on the key alone."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+def place(key: bytes) -> float:
+    """A number in [0, 1) that depends on the key alone: `test` comes first, then `validation`, then `train`."""
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64

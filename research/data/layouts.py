@@ -1,14 +1,12 @@
 """Layouts: where the inputs and targets of an example stand for a family.
 
-A layout turns an example into *features*, named lines of one length each for every stream ("target", and "source"
-for encoder-decoders). `pad` or a packer brings them to fixed lengths, `assemble` makes the `Batch`.
+A layout turns an example into *features*: named lines, each of one stream ("target", and "source" for
+encoder-decoders). `packing` brings them to rows of fixed lengths, `assemble` makes the `Batch`.
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32
 
 from research.attention.masks import Slots
 from research.batch import Batch, Tokens
@@ -18,86 +16,104 @@ from research.data.tokenizers import Tokenizer
 Features = dict[str, np.ndarray]
 
 
-@runtime_checkable  # so that a config value can be checked against it
-class Layout(Protocol):
-    """What every layout here provides."""
+def stream(feature: str) -> str:
+    """The stream that a feature belongs to: its lines are as long as that stream."""
+    return "source" if feature.startswith("source") else "target"
+
+
+class Layout:
+    """What every layout provides; subclasses are frozen dataclasses."""
 
     def __call__(self, example: Example, tokenizer: Tokenizer) -> Features:
-        """The example's features: lines of tokens, labels and weights."""
-        ...
+        """The example's features: `target` (tokens read), `labels`, `weights` and, where there are any, `prefix`,
+        `coords`, `source` and `source_coords`. Lines of one stream are equally long.
+
+        Raises:
+          ValueError: the layout cannot express the example.
+        """
+        raise NotImplementedError
 
     def lengths(self, limits: Limits) -> dict[str, int]:
-        """The greatest length of each feature."""
-        ...
+        """The greatest length of each stream."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Concatenate:
+class Concatenate(Layout):
     """For decoders: BOS, inputs, targets in one line; each token predicts the next, the inputs are the prefix."""
 
     def __call__(self, example: Example, tokenizer: Tokenizer) -> Features:
-        """BOS and the inputs have `prefix` set; the last of them carries the first target's loss."""
-        if example.aligned:
-            raise ValueError(
-                "Concatenate places targets after inputs, but the objective's stand in place; "
-                "set Data.layout = @layouts.InPlace() and train an Encoder"
-            )
+        """BOS and the inputs have `prefix` set; the last of them carries the first target's loss, unless the example
+        says what is read where a target is predicted.
+        """
+        _not_aligned("Concatenate places targets after inputs", example)
         given = len(example.inputs)
-        line = np.concatenate([[tokenizer.bos], example.inputs, example.targets]).astype(np.int32)
-        return {
-            "target": line[:-1],
-            "labels": line[1:],
-            "prefix": (np.arange(len(line) - 1) <= given) & (given > 0),
-            "weights": np.concatenate([np.zeros(given, np.float32), example.weights]),
+        head = np.concatenate([[tokenizer.bos], example.inputs]).astype(np.int32)
+        labels = np.concatenate([example.inputs, example.targets]).astype(np.int32)
+        if example.reads is None:
+            line, blind = np.concatenate([head, example.targets[:-1]]).astype(np.int32), given
+        else:
+            # What is read first is given too, so the last token of the prefix has nothing to predict.
+            line, blind = np.concatenate([head, example.reads]).astype(np.int32), given + 1
+            labels = np.concatenate([labels[:given], [tokenizer.pad], labels[given:]]).astype(np.int32)
+        features = {
+            "target": line,
+            "labels": labels,
+            "prefix": (np.arange(len(line)) <= given) & (given > 0),
+            "weights": np.concatenate([np.zeros(blind, np.float32), example.weights]),
         }
+        if example.coords is not None:
+            features["coords"] = np.concatenate(example.coords)
+        return features
 
     def lengths(self, limits: Limits) -> dict[str, int]:
         """One line of inputs and targets."""
-        return dict.fromkeys(("target", "labels", "prefix", "weights"), limits.total)
+        return {"target": limits.total}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Split:
+class Split(Layout):
     """For encoder-decoders: the encoder reads the inputs, the decoder BOS and the targets before the next."""
 
     def __call__(self, example: Example, tokenizer: Tokenizer) -> Features:
-        """The inputs as source; the targets shifted right by one as target."""
-        if example.aligned:
-            raise ValueError(
-                "Split gives the targets to a decoder, but the objective's stand in place; "
-                "set Data.layout = @layouts.InPlace() and train an Encoder"
-            )
+        """The inputs as source; the targets shifted right by one, or what the example says is read, as target."""
+        _not_aligned("Split gives the targets to a decoder", example)
         if not len(example.inputs):
             raise ValueError(
                 "Split needs inputs for the encoder, but the objective gives none; "
                 "set Data.objective = @objectives.PrefixLM()"
             )
-        shifted = np.concatenate([[tokenizer.bos], example.targets[:-1]]).astype(np.int32)
-        return {
+        shifted = np.concatenate([[tokenizer.bos], example.targets[:-1]])
+        features = {
             "source": example.inputs.astype(np.int32),
-            "target": shifted,
+            "target": (shifted if example.reads is None else example.reads).astype(np.int32),
             "labels": example.targets.astype(np.int32),
             "weights": example.weights,
         }
+        if example.coords is not None:
+            features["source_coords"], features["coords"] = example.coords[0][1:], example.coords[1]
+        return features
 
     def lengths(self, limits: Limits) -> dict[str, int]:
         """A line of inputs, a line of targets."""
-        return {
-            "source": limits.inputs,
-            **dict.fromkeys(("target", "labels", "weights"), limits.targets),
-        }
+        return {"source": limits.inputs, "target": limits.targets}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InPlace:
-    """For encoders: the labels stand where the inputs stand."""
+class InPlace(Layout):
+    """For encoders: the labels stand where the inputs stand; the class of a window stands at a BOS before it."""
 
     def __call__(self, example: Example, tokenizer: Tokenizer) -> Features:
-        """The inputs as target tokens, each with its own label."""
+        """The inputs as target tokens, each with its own label, or BOS (BERT's CLS) and the inputs with one label."""
+        if example.label is not None:
+            line = np.concatenate([[tokenizer.bos], example.inputs]).astype(np.int32)
+            first = np.arange(len(line)) == 0
+            labels = np.where(first, example.label, 0).astype(np.int32)
+            return {"target": line, "labels": labels, "weights": first.astype(np.float32)}
         if not example.aligned:
             raise ValueError(
-                "InPlace needs an objective whose targets stand at its inputs; "
-                "set Data.objective = @objectives.MaskedLM()"
+                "InPlace needs an objective whose targets stand at its inputs, or a class of the whole; "
+                "set Data.objective = @objectives.MaskedLM() or @objectives.Classification()"
             )
         return {
             "target": example.inputs.astype(np.int32),
@@ -106,37 +122,32 @@ class InPlace:
         }
 
     def lengths(self, limits: Limits) -> dict[str, int]:
-        """One line."""
-        return dict.fromkeys(("target", "labels", "weights"), limits.targets)
+        """One line of inputs; BOS before it finds room where there are targets besides."""
+        return {"target": min(limits.total, limits.inputs + 1)}
 
 
-def pad(features: Features, lengths: dict[str, int]) -> Features:
-    """A row of one example: every feature padded with zeros to its length, with segments and positions.
-
-    Features keep the names that grain's packers give: `X`, `X_segment_ids` (0 is padding), `X_positions`.
-    """
-    row = {}
-    for name, line in features.items():
-        missing = lengths[name] - len(line)
-        row[name] = np.pad(line, (0, missing))
-        row[f"{name}_segment_ids"] = np.pad(np.ones(len(line), np.int32), (0, missing))
-        row[f"{name}_positions"] = np.pad(np.arange(len(line), dtype=np.int32), (0, missing))
-    return row
+def _not_aligned(does: str, example: Example) -> None:
+    if example.aligned:
+        raise ValueError(
+            f"{does}, but the objective's stand in place; set Data.layout = @layouts.InPlace() and train an Encoder"
+        )
 
 
 def assemble(rows: Features) -> Batch:
-    """The batch of stacked rows, arrays [b n]."""
+    """The batch of rows as `packing.fill` makes them, arrays [b n]."""
 
-    def tokens(stream: str) -> Tokens:
-        segment: Int32[np.ndarray, "b n"] = rows[f"{stream}_segment_ids"]
-        prefix = rows.get("prefix") if stream == "target" else None
+    def tokens(name: str) -> Tokens:
+        given = "source_coords" if name == "source" else "coords"
+        segment = rows[f"{name}_segment"]
+        prefix = rows.get("prefix") if name == "target" else None
         slots = Slots(
-            position=rows[f"{stream}_positions"],
+            position=rows[f"{name}_position"],
             segment=segment,
-            prefix=np.zeros(segment.shape, bool) if prefix is None else prefix.astype(bool),
+            prefix=np.zeros(segment.shape, bool) if prefix is None else prefix,
+            coords=rows.get(given),
             start=0,
         )
-        return Tokens(rows[stream], slots)
+        return Tokens(rows[name], slots)
 
     return Batch(
         target=tokens("target"),

@@ -1,16 +1,18 @@
 """Objectives: what of a window is given and what is to be predicted, whatever the model is.
 
 An objective turns a window of tokens into an `Example`; a layout places it for a family. All randomness comes
-from the generator it is called with, which the pipeline seeds for each window and epoch.
+from the generator it is called with, which the pipeline seeds for each window and epoch. Here are the objectives
+that leave the text as it is; those that corrupt it are in `denoising`.
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
 from research.data.tokenizers import Tokenizer
+from research.data.windows import TokenWindow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,51 +24,98 @@ class Example:
       targets: i32[m], to be predicted.
       weights: f32[m], each target's share in the loss.
       aligned: target i stands at input i (masked language modelling), not after the inputs.
+      reads: i32[m], what a decoder reads where it predicts each target; None: the token before it.
+      coords: geometry of BOS and the inputs i32[1 + n, 2], and of `reads` i32[m, 2]; None: the positions. Only with
+        `reads`.
+      label: the class of the whole window, for families that have a head for it; None: there is none.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
     aligned: bool = False
+    reads: np.ndarray | None = None
+    coords: tuple[np.ndarray, np.ndarray] | None = None
+    label: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The most tokens an objective makes of a window: of inputs, of targets and of both together."""
+    """The most tokens an objective makes of a window: of inputs, of targets, and of a line of both.
+
+    A line begins with BOS and leaves out its last token, which nothing reads; so it is as long as inputs and
+    targets together, or one longer where the objective says what is read.
+    """
 
     inputs: int
     targets: int
     total: int
 
+    def __or__(self, other: "Limits") -> "Limits":
+        """The greater of each."""
+        return Limits(
+            max(self.inputs, other.inputs), max(self.targets, other.targets), max(self.total, other.total)
+        )
 
-@runtime_checkable  # so that a config value can be checked against it
-class Objective(Protocol):
-    """What every objective here provides."""
 
-    def __call__(
-        self, window: Int32[np.ndarray, " n"], rng: np.random.Generator, tokenizer: Tokenizer
-    ) -> Example:
+class Objective:
+    """What every objective provides; subclasses are frozen dataclasses."""
+
+    def __call__(self, window: TokenWindow, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """The example made of a window."""
-        ...
+        raise NotImplementedError
 
     def limits(self, window: int) -> Limits:
         """The most tokens it makes of a window of that many."""
-        ...
+        raise NotImplementedError
+
+    def admits(self, window: TokenWindow) -> bool:
+        """Whether the window keeps the objective's own limits; the pipeline leaves out those that do not."""
+        return True
 
 
-def _ones(tokens: np.ndarray) -> Float32[np.ndarray, " m"]:
+def ones(tokens: np.ndarray) -> Float32[np.ndarray, " m"]:
+    """Equal weights."""
     return np.ones(len(tokens), np.float32)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CausalLM:
-    """Predict every token from those before it; nothing is given."""
+def ended(ids: Int32[np.ndarray, " n"], tokenizer: Tokenizer) -> Int32[np.ndarray, " m"]:
+    """The tokens with EOS at their end."""
+    if len(ids) and ids[-1] == tokenizer.eos:
+        return ids
+    return np.append(ids, np.int32(tokenizer.eos))
 
-    def __call__(
-        self, window: Int32[np.ndarray, " n"], rng: np.random.Generator, tokenizer: Tokenizer
-    ) -> Example:
+
+def cut_range(window: int, least: float, most: float) -> tuple[int, int]:
+    """The places where the share [least, most] of a window may end, leaving at least one token."""
+    return min(round(window * least), window - 1), min(round(window * most), window - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CausalLM(Objective):
+    """Predict every token from those before it; nothing is given.
+
+    Attributes:
+      loss: "all" tokens, or only the "targets": what a record is to teach, or the part of a free text after `cut`.
+      cut: share of a free text that carries no loss under "targets", as `PrefixLM` cuts it.
+    """
+
+    loss: Literal["all", "targets"] = "all"
+    cut: float = 0.5
+
+    def __post_init__(self):
+        if not 0 <= self.cut < 1:
+            raise ValueError(f"CausalLM.cut = {self.cut}: expected 0 <= cut < 1")
+
+    def __call__(self, window: TokenWindow, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """No inputs, the whole window as targets."""
-        return Example(window[:0], window, _ones(window))
+        weights = ones(window.ids)
+        if self.loss == "targets":
+            if window.scored.all():
+                weights[: cut_range(len(weights), self.cut, self.cut)[0]] = 0
+            else:
+                weights = window.scored.astype(np.float32)
+        return Example(window.ids[:0], window.ids, weights)
 
     def limits(self, window: int) -> Limits:
         """No inputs, `window` targets."""
@@ -74,7 +123,7 @@ class CausalLM:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrefixLM:
+class PrefixLM(Objective):
     """Given the beginning of the window, predict the rest (Raffel et al. 2020, section 3.2.3).
 
     Attributes:
@@ -90,86 +139,90 @@ class PrefixLM:
                 f"PrefixLM: least = {self.least}, most = {self.most}; expected 0 <= least <= most < 1"
             )
 
-    def __call__(
-        self, window: Int32[np.ndarray, " n"], rng: np.random.Generator, tokenizer: Tokenizer
-    ) -> Example:
+    def __call__(self, window: TokenWindow, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """The window cut in two."""
-        least, most = self._cuts(len(window))
+        least, most = cut_range(len(window.ids), self.least, self.most)
         cut = int(rng.integers(least, most + 1))
-        targets = window[cut:]
-        return Example(window[:cut], targets, _ones(targets))
+        targets = window.ids[cut:]
+        return Example(window.ids[:cut], targets, ones(targets))
 
     def limits(self, window: int) -> Limits:
-        """The longest prefix, the longest rest."""
-        least, most = self._cuts(window)
+        """At most the greatest prefix and the greatest rest."""
+        least, most = cut_range(window, self.least, self.most)
         return Limits(most, window - least, window)
 
-    def _cuts(self, window: int) -> tuple[int, int]:
-        return int(self.least * window), int(self.most * window)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpanCorruption:
-    """Spans are cut out of the window and predicted one after another (Raffel et al. 2020, section 3.1.4).
-
-    The inputs are the window with each span replaced by its sentinel, the targets are each sentinel followed by
-    its span; both end with EOS. The number of spans and of cut tokens depends on the window's length alone.
+class Seq2Seq(Objective):
+    """Supervised: given what a record gives, predict its last target; both end with EOS.
 
     Attributes:
-      density: share of the tokens that are cut out.
-      mean_span: mean length of a span in tokens.
+      most_inputs, most_targets: records with more tokens before or in the target are left out; None: as many as the
+        window holds. An encoder-decoder's lines are that long.
     """
 
-    density: float = 0.15
-    mean_span: float = 3.0
+    most_inputs: int | None = None
+    most_targets: int | None = None
 
     def __post_init__(self):
-        if not 0 < self.density < 1 or self.mean_span < 1:
-            raise ValueError(
-                f"SpanCorruption: density = {self.density}, mean_span = {self.mean_span}; "
-                "expected 0 < density < 1 and mean_span >= 1"
-            )
+        for name in ("most_inputs", "most_targets"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{type(self).__name__}.{name} = {value}: expected at least 1, or None")
 
-    def __call__(
-        self, window: Int32[np.ndarray, " n"], rng: np.random.Generator, tokenizer: Tokenizer
-    ) -> Example:
-        """The window with spans cut out, and the spans."""
-        noise, spans = self._counts(len(window))
-        kept = _segments(len(window) - noise, spans, rng)
-        cut = _segments(noise, spans, rng)
-        inputs, targets, place = [], [], 0
-        for span in range(spans):
-            sentinel = np.array([tokenizer.sentinel(span)], np.int32)
-            inputs += [window[place : place + kept[span]], sentinel]
-            place += kept[span]
-            targets += [sentinel, window[place : place + cut[span]]]
-            place += cut[span]
-        eos = np.array([tokenizer.eos], np.int32)
-        target = np.concatenate([*targets, eos])
-        return Example(np.concatenate([*inputs, eos]), target, _ones(target))
+    def __call__(self, window: TokenWindow, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
+        """Inputs and targets of the record."""
+        if not window.given or window.given == len(window.ids):
+            raise ValueError(
+                f"{type(self).__name__} needs records whose target follows what is given, but this window is free "
+                "text; set Data.corpus to a supervised task or Data.objective = @PrefixLM()"
+            )
+        targets = ended(window.ids[window.given :], tokenizer)
+        return Example(ended(window.ids[: window.given], tokenizer), targets, ones(targets))
 
     def limits(self, window: int) -> Limits:
-        """Exactly what every window of that length becomes."""
-        noise, spans = self._counts(window)
-        inputs, targets = window - noise + spans + 1, noise + spans + 1
-        return Limits(inputs, targets, inputs + targets)
+        """What is admitted, and an EOS on each side."""
+        inputs, targets = self.most_inputs or window, self.most_targets or window
+        return Limits(inputs + 1, targets + 1, min(inputs + targets, window) + 2)
 
-    def _counts(self, window: int) -> tuple[int, int]:
-        if window < 2:
-            raise ValueError(f"SpanCorruption: a window of {window} tokens; set Data.window to at least 2")
-        noise = min(max(round(window * self.density), 1), window - 1)
-        spans = max(round(noise / self.mean_span), 1)
-        return noise, min(spans, noise, window - noise)
-
-
-def _segments(total: int, parts: int, rng: np.random.Generator) -> Int32[np.ndarray, " parts"]:
-    """`total` split into `parts` positive lengths, every split equally likely."""
-    edges = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
-    return np.diff(np.concatenate([[0], edges, [total]])).astype(np.int32)
+    def admits(self, window: TokenWindow) -> bool:
+        """Whether both sides are within the bounds."""
+        given, rest = window.given, len(window.ids) - window.given
+        return given <= (self.most_inputs or given) and rest <= (self.most_targets or rest)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedLM:
+class Classification(Seq2Seq):
+    """Name the class of a record: as text for generators, by a head for encoders (Devlin et al. 2019, section 4.1).
+
+    Attributes:
+      labels: the texts that the records' targets are; class i is `labels[i]`.
+    """
+
+    labels: tuple[str, ...]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(set(self.labels)) < 2 or len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"Classification.labels = {self.labels}: expected at least two, all different")
+
+    def __call__(self, window: TokenWindow, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
+        """The record with its class.
+
+        Raises:
+          ValueError: its target is none of the labels.
+        """
+        example = super().__call__(window, rng, tokenizer)
+        said = tokenizer.decode(window.ids[window.given :]).removesuffix("<eos>")
+        if said not in self.labels:
+            raise ValueError(
+                f"Classification.labels = {self.labels}: a record's target is {said!r}; add it to the labels"
+            )
+        return dataclasses.replace(example, label=self.labels.index(said))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedLM(Objective):
     """Predict a share of the tokens in place, seeing both sides (Devlin et al. 2019, section 3.1).
 
     Of the chosen tokens 80 % are replaced by the mask token, 10 % by a random token, 10 % stay as they are.
@@ -184,19 +237,18 @@ class MaskedLM:
         if not 0 < self.density < 1:
             raise ValueError(f"MaskedLM.density = {self.density}; expected 0 < density < 1")
 
-    def __call__(
-        self, window: Int32[np.ndarray, " n"], rng: np.random.Generator, tokenizer: Tokenizer
-    ) -> Example:
+    def __call__(self, window: TokenWindow, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """The corrupted window, and the window itself as aligned targets, weighted where chosen."""
-        count = max(round(len(window) * self.density), 1)
-        chosen = rng.choice(len(window), count, replace=False)
+        count = max(round(len(window.ids) * self.density), 1)
+        chosen = rng.choice(len(window.ids), count, replace=False)
         masked, random = np.split(chosen, [round(0.8 * count), round(0.9 * count)])[:2]
-        inputs = window.copy()
+        inputs = window.ids.copy()
         inputs[masked] = tokenizer.mask
-        inputs[random] = rng.choice(tokenizer.text_ids, len(random))
-        weights = np.zeros(len(window), np.float32)
+        letters = tokenizer.text_ids
+        inputs[random] = [letters[i] for i in rng.integers(len(letters), size=len(random))]
+        weights = np.zeros(len(window.ids), np.float32)
         weights[chosen] = 1
-        return Example(inputs, window, weights, aligned=True)
+        return Example(inputs, window.ids, weights, aligned=True)
 
     def limits(self, window: int) -> Limits:
         """As many inputs as targets, in the same places."""

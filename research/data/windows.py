@@ -1,39 +1,40 @@
-"""Windows: the tokens of a document or a record as objectives receive them, and how records are written out."""
+"""Windows: the tokens of a document or a record as objectives receive them, how records are written out, and where
+all the windows of a split are kept.
+"""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
 
-from research.data.documents import Record, Speaker
+from research.data.documents import SPLITS, Document, Item, Record, Speaker, place
 from research.data.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
+class TokenWindow:
     """The unit of a study: a run of tokens, drawn before any objective touches it.
 
     Attributes:
       ids: i32[n], the tokens.
       scored: bool[n], which of them are to be learned: all of a free text, the assistant's of a record.
-      weight: share of the whole window in the loss (sample weights).
     """
 
     ids: np.ndarray
     scored: np.ndarray
-    weight: float = 1.0
 
     @staticmethod
-    def text(ids: Int32[np.ndarray, " n"]) -> "Window":
+    def text(ids: Int32[np.ndarray, " n"]) -> "TokenWindow":
         """A window of free text."""
-        return Window(ids, np.ones(len(ids), bool))
+        return TokenWindow(ids, np.ones(len(ids), bool))
 
     @staticmethod
-    def pair(inputs: Int32[np.ndarray, " n"], targets: Int32[np.ndarray, " m"]) -> "Window":
+    def pair(inputs: Int32[np.ndarray, " n"], targets: Int32[np.ndarray, " m"]) -> "TokenWindow":
         """A window of given tokens and the targets that follow them."""
         scored = np.arange(len(inputs) + len(targets)) >= len(inputs)
-        return Window(np.concatenate([inputs, targets]).astype(np.int32), scored)
+        return TokenWindow(np.concatenate([inputs, targets]).astype(np.int32), scored)
 
     @property
     def given(self) -> int:
@@ -46,7 +47,7 @@ class Window:
 class Synthetic(Protocol):
     """A task whose windows are made, not read."""
 
-    def sample(self, rng: np.random.Generator, tokenizer: Tokenizer) -> Window:
+    def sample(self, rng: np.random.Generator, tokenizer: Tokenizer) -> TokenWindow:
         """One window; everything random comes from `rng`."""
         ...
 
@@ -55,7 +56,7 @@ class Synthetic(Protocol):
 class Format(Protocol):
     """How the turns of a record become one line of tokens."""
 
-    def __call__(self, record: Record, tokenizer: Tokenizer) -> Window:
+    def __call__(self, record: Record, tokenizer: Tokenizer) -> TokenWindow:
         """The record's tokens, the assistant's scored."""
         ...
 
@@ -64,7 +65,7 @@ class Format(Protocol):
 class Plain:
     """The turns one after another, with nothing between them."""
 
-    def __call__(self, record: Record, tokenizer: Tokenizer) -> Window:
+    def __call__(self, record: Record, tokenizer: Tokenizer) -> TokenWindow:
         """The assistant's tokens are scored."""
         return _line([(turn.text, turn.speaker == "assistant") for turn in record.turns], tokenizer)
 
@@ -83,7 +84,7 @@ class Chat:
     begin: str = "<|{speaker}|>\n"
     end: str = "<|end|>\n"
 
-    def __call__(self, record: Record, tokenizer: Tokenizer) -> Window:
+    def __call__(self, record: Record, tokenizer: Tokenizer) -> TokenWindow:
         """The dialogue, the assistant's words and its end markers scored."""
         pieces = []
         for turn in record.turns:
@@ -96,8 +97,97 @@ class Chat:
         return self.begin.format(speaker=speaker)
 
 
-def _line(pieces: list[tuple[str, bool]], tokenizer: Tokenizer) -> Window:
+def _line(pieces: list[tuple[str, bool]], tokenizer: Tokenizer) -> TokenWindow:
     """Each piece is tokenized alone, so that no token straddles the border of a loss mask."""
     lines = [tokenizer.encode(text) for text, _ in pieces]
     scored = [np.full(len(line), flag) for line, (_, flag) in zip(lines, pieces, strict=True)]
-    return Window(np.concatenate(lines), np.concatenate(scored))
+    return TokenWindow(np.concatenate(lines), np.concatenate(scored))
+
+
+class Tokenized:
+    """The windows of documents and records, in their order.
+
+    A document gives every whole run of `length` tokens, without overlap; what fills no window is left out. A record is
+    one window, or left out where it is longer than `length`, has nothing to learn, or `admits` says no.
+
+    Attributes:
+      ids: i32[n], all tokens of all documents and records.
+      bounds: i64[d + 1], where each begins and ends.
+      left_out: how many records gave no window.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        tokenizer: Tokenizer,
+        length: int,
+        written: Format,
+        admits: Callable[[TokenWindow], bool],
+    ):
+        lines, spans, ends = [], [], [0]
+        self.left_out = 0
+        for item in items:
+            if isinstance(item, Document):
+                line = TokenWindow.text(tokenizer.encode(item.text))
+                spans += [(ends[-1] + i, length) for i in range(0, len(line.ids) - length + 1, length)]
+            else:
+                line = written(item, tokenizer)
+                if len(line.ids) <= length and line.scored.any() and admits(line):
+                    spans.append((ends[-1], len(line.ids)))
+                else:
+                    self.left_out += 1
+            lines.append(line)
+            ends.append(ends[-1] + len(line.ids))
+        self.ids = np.concatenate([np.zeros(0, np.int32), *(line.ids for line in lines)])
+        self._scored = np.concatenate([np.zeros(0, bool), *(line.scored for line in lines)])
+        self.bounds = np.array(ends, np.int64)
+        self._spans = np.array(spans, np.int64).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, i: int) -> TokenWindow:
+        start, length = self._spans[i]
+        return TokenWindow(self.ids[start : start + length], self._scored[start : start + length])
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """The windows of a synthetic task: window i is a pure function of the task, the split and i.
+
+    Which split a window belongs to depends on its tokens alone, as with documents, so that none is in two.
+
+    Attributes:
+      task, tokenizer: what makes them.
+      split: "train", "validation" or "test".
+      count: how many there are.
+      most: tokens a window may have.
+      bounds: least and greatest place (see `documents.place`) of the split.
+    """
+
+    task: Synthetic
+    tokenizer: Tokenizer
+    split: str
+    count: int
+    most: int
+    bounds: tuple[float, float]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> TokenWindow:
+        if not 0 <= i < self.count:
+            raise IndexError(i)  # ends an iteration
+        for attempt in range(1000):
+            rng = np.random.default_rng([SPLITS.index(self.split), int(i), attempt])
+            window = self.task.sample(rng, self.tokenizer)
+            if len(window.ids) > self.most:
+                raise ValueError(
+                    f"{self.task} made a window of {len(window.ids)} tokens, but Data.window = {self.most}; raise it"
+                )
+            if self.bounds[0] <= place(window.ids.tobytes()) < self.bounds[1]:
+                return window
+        raise ValueError(
+            f"{self.task} has too few different windows for a {self.split} split; make the task larger or change "
+            "Data.validation and Data.test"
+        )

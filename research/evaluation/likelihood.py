@@ -12,11 +12,16 @@ from research.training.step import Trainer
 
 
 def held_out(
-    trainer: Trainer, params: Any, batches: Sequence[Batch], tokenizer: Tokenizer
+    trainer: Trainer, params: Any, batches: Sequence[Batch], tokenizer: Tokenizer | None
 ) -> dict[str, float]:
-    """`loss`: nats per target token; `bits_per_byte`: bits for each byte of text among the targets."""
+    """`loss`: nats per target token; `bits_per_byte`: bits for each byte of text among the targets, if there is any.
+
+    `tokenizer`: of the labels; None: they are classes, not text.
+    """
     loss = trainer.evaluate(params, batches)
+    if tokenizer is None:
+        return {"loss": loss}
     targets = sum(float(batch.weights.sum()) for batch in batches)
     scored = [np.asarray(batch.labels)[np.asarray(batch.weights) > 0] for batch in batches]
     text = sum(tokenizer.byte_count(labels) for labels in scored)
-    return {"loss": loss, "bits_per_byte": loss * targets / text / math.log(2)}
+    return {"loss": loss, **({"bits_per_byte": loss * targets / text / math.log(2)} if text else {})}

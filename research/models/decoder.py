@@ -27,16 +27,36 @@ class DecoderConfig:
         """The model with `vocab` tokens and initial parameters drawn from `key`."""
         return Decoder(self, vocab=vocab, key=key)
 
+    def head(self, vocab: int, key: Array) -> Head | None:
+        """What makes logits of hidden states; None: the token table does."""
+        return None if self.tied_embeddings else Head(vocab, self.stack, key=child(key, "head"))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig(DecoderConfig):
-    """A bidirectional encoder (BERT): the decoder's stack under `Full()`, labels in place."""
+    """A bidirectional encoder (BERT): the decoder's stack under `Full()`, labels in place.
+
+    Attributes:
+      classes: how many classes a window may have, told by a linear head on its first token; None: the logits are of
+        tokens.
+    """
 
     mask: Mask = Full()
+    classes: int | None = None
+
+    def __post_init__(self):
+        if self.classes is not None and self.classes < 2:
+            raise ValueError(f"EncoderConfig.classes = {self.classes}: expected at least 2, or None")
 
     def build(self, *, vocab: int, key: Array) -> "Encoder":
         """The model with `vocab` tokens and initial parameters drawn from `key`."""
         return Encoder(self, vocab=vocab, key=key)
+
+    def head(self, vocab: int, key: Array) -> Head | None:
+        """What makes logits, of tokens or of classes; None: the token table does."""
+        if self.classes is None:
+            return super().head(vocab, key)
+        return Head(self.classes, self.stack, key=child(key, "classes"))
 
 
 class Decoder(nnx.Module):
@@ -46,7 +66,7 @@ class Decoder(nnx.Module):
         self.config = config
         self.embedding = Embedding(vocab, config.stack, key=child(key, "embedding"))
         self.stack = Stack(config.stack, masks=(config.mask,), key=child(key, "stack"))
-        self.head = None if config.tied_embeddings else Head(vocab, config.stack, key=child(key, "head"))
+        self.head = config.head(vocab, key)
 
     def apply(self, batch: Batch, *, carry: Recurrence | None = None, key: Array | None = None) -> Output:
         """Hidden states of `batch.target`.
@@ -104,4 +124,4 @@ class Decoder(nnx.Module):
 
 
 class Encoder(Decoder):
-    """A bidirectional encoder: nothing but a decoder whose mask hides nothing."""
+    """A bidirectional encoder: a decoder whose mask hides nothing, and maybe a head of classes."""

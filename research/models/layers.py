@@ -71,7 +71,7 @@ class Head(nnx.Module):
         self.kernel = nnx.Param(jax.random.normal(key, (config.width, vocab)) * config.width**-0.5)
 
     def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
-        """Scores of every token, in float32."""
+        """Scores of every token (or class), in float32."""
         kernel = self.kernel[...].astype(hidden.dtype)
         return jnp.einsum("...m,mv->...v", hidden, kernel, preferred_element_type=jnp.float32)
 

@@ -35,13 +35,17 @@ class Plan:
       log_every: steps between lines of metrics.jsonl.
       evaluate_every: steps between evaluations during the run; 0: none.
       checkpoint_every: steps between checkpoints; 0: at the end only.
+      workers: processes that make examples; 0: a thread.
     """
 
     log_every: int = 10
     evaluate_every: int = 0
     checkpoint_every: int = 500
+    workers: int = 0
 
     def __post_init__(self):
+        if self.workers < 0:
+            raise ValueError(f"Plan.workers = {self.workers}: expected at least 0")
         if self.log_every < 1:
             raise ValueError(f"Plan.log_every = {self.log_every}: expected at least 1")
 
@@ -84,6 +88,7 @@ def run(
     folder: Path,
     checkpoints: Checkpoints,
     evaluate: Callable[[Any], dict[str, float]],
+    prepare: Callable[[int, Any], None] | None = None,
     tokens: Callable[[Batch], int],
     console: Console,
     title: str = "",
@@ -92,9 +97,11 @@ def run(
 
     Args:
       state: fresh; donated.
-      step, batches: one optimiser step; a grain iterator.
+      step, batches: one optimiser step; an iterator with `get_state` and `set_state`.
       plan, folder, checkpoints: when to log, evaluate and save, and where.
       evaluate: parameters -> named numbers.
+      prepare: called with the steps done and the parameters before each batch is taken: data that depends on the
+        model is chosen there.
       tokens: how many tokens of a batch are read, for the speed.
       console, title: where progress is shown, and as what.
 
@@ -116,6 +123,8 @@ def run(
     with _Stop() as stop, _progress(console) as progress:
         task = progress.add_task(title, total=steps, completed=done, note="")
         while done < steps:
+            if prepare is not None:
+                prepare(done, state.params)
             batch = next(batches)
             state, metrics = step(state, batch)
             done += 1

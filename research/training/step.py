@@ -96,6 +96,20 @@ class Trainer:
     def _held_out(self, params: Any, batch: Batch) -> tuple[Array, Array]:
         return self.loss(params, batch)
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def row_losses(self, params: Any, batch: Batch) -> Float[Array, " b"]:
+        """Mean loss in nats per target of each row, without dropout; 0 for a row without targets."""
+        model = self.model(params)
+        hidden = model.apply(batch).hidden
+
+        def mean(states: Array, labels: Array, weights: Array) -> Array:
+            total, weight = token_loss(model.logits, states, labels, weights, vocab=self._vocab)
+            return total / jnp.maximum(weight, 1e-9)
+
+        return jax.lax.map(
+            lambda row: mean(*row), (hidden, jnp.asarray(batch.labels), jnp.asarray(batch.weights))
+        )
+
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> float:
         """Mean loss in nats per target over all batches, without dropout.
 

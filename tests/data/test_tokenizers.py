@@ -1,11 +1,11 @@
-"""The byte tokenizer: exact round trips, readable specials, and bytes counted for bits per byte."""
+"""Bytes and symbols: exact round trips, readable specials, and bytes counted for bits per byte."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.data.tokenizers import Bytes
+from research.data.tokenizers import Bytes, Symbols, Tokenizer, TokenizerSource
 
 BYTES = Bytes()
 
@@ -87,3 +87,54 @@ def test_lone_surrogate_is_refused():
 
 def test_tokenizers_are_hashable_values():
     assert {Bytes(), Bytes(sentinels=28)} == {BYTES}
+
+
+def test_every_id_has_its_place_in_the_documented_order():
+    for tokenizer in (BYTES, Symbols(size=5, sentinels=3)):
+        ids = [tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.mask, *tokenizer.text_ids]
+        ids += [tokenizer.sentinel(i) for i in range(tokenizer.sentinels)]
+        assert ids == list(range(tokenizer.vocab_size))
+        assert isinstance(tokenizer, Tokenizer)
+        assert isinstance(tokenizer, TokenizerSource)
+        assert tokenizer.ready(()) is tokenizer
+
+
+@given(st.lists(st.integers(4, 103)))
+def test_symbols_are_restored_exactly(ids):
+    symbols = Symbols(size=100)
+    text = symbols.decode(ids)
+    again = symbols.encode(text)
+    assert again.dtype == np.int32
+    assert again.tolist() == ids
+    assert symbols.decode(again) == text
+
+
+def test_symbols_are_numbered_words():
+    symbols = Symbols(size=20, sentinels=2)
+    assert symbols.vocab_size == 26
+    assert symbols.encode("v0 v17 v3").tolist() == [4, 21, 7]
+    assert symbols.encode("").tolist() == []
+    assert symbols.decode([1, 4, 21, 0, 7, 25, 4, 2]) == "<bos>v0 v17 v3<s1>v0<eos>"
+
+
+def test_symbols_stand_for_no_bytes():
+    symbols = Symbols(size=20)
+    assert symbols.byte_count(np.full((3, 4), 5)) == 0
+    with pytest.raises(ValueError, match=r"id 52 is unknown.*Symbols\.sentinels"):
+        symbols.byte_count([52])
+
+
+@pytest.mark.parametrize("text", ["v20", "v03", "v-1", "v", "17", "V1", "v0 the", "v²", "v٣"])
+def test_words_that_are_no_symbol_are_refused(text):
+    with pytest.raises(ValueError, match=r"is no symbol, expected v0 to v19.*Symbols\.size") as raised:
+        Symbols(size=20).encode(text)
+    assert "\n" not in str(raised.value)
+
+
+def test_symbols_without_size_are_refused():
+    with pytest.raises(ValueError, match=r"Symbols\.size is 0"):
+        Symbols(size=0)
+    with pytest.raises(ValueError, match=r"Symbols\.sentinels is -1"):
+        Symbols(size=1, sentinels=-1)
+    with pytest.raises(ValueError, match=r"Symbols\.sentinels"):
+        Symbols(size=1).sentinel(28)

@@ -51,7 +51,10 @@ def visible(panel):
     ("bindings", "rule"),
     [
         (["@Window()", "Window.w=3"], lambda d, k: (d >= 0) & (d < 3)),
-        (["@Chunk()", "Chunk.c=4"], lambda d, k: (d + k) // 4 == k // 4),
+        (
+            ["@And()", "And.parts=(@Causal(), @Chunk())", "Chunk.c=4"],
+            lambda d, k: (d >= 0) & ((d + k) // 4 == k // 4),
+        ),
         (
             [
                 "@And()",

@@ -12,8 +12,9 @@ from research.attention import positions
 from research.attention.masks import Causal, Full, Prefix, Same, Slots, SymmetricWindow, Window
 from research.attention.memory import Line
 from research.batch import Batch, Tokens
-from research.data import layouts, objectives
+from research.data import denoising, layouts, objectives, packing
 from research.data.tokenizers import Bytes
+from research.data.windows import TokenWindow
 from research.models.config import BlockSpec, StackConfig
 from research.models.families import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from research.models.layers import Source
@@ -43,23 +44,30 @@ def stack(**changes):
 
 
 def row(objective, layout, seed=0, window=WINDOW, pad=0):
-    """Features of one window, padded by `pad` more slots than it needs."""
+    """A row of one window, as long as it needs and `pad` more, and its lengths."""
     rng = np.random.default_rng(seed)
     text = rng.integers(4, 260, window).astype(np.int32)
     lengths = layout.lengths(objective.limits(window))
-    features = layout(objective(text, rng, TOKENIZER), TOKENIZER)
-    return layouts.pad(features, {name: length + pad for name, length in lengths.items()})
+    features = layout(objective(TokenWindow.text(text), rng, TOKENIZER), TOKENIZER)
+    return [features], {name: length + pad for name, length in lengths.items()}
+
+
+def packed(*rows):
+    """One row of all examples of the rows."""
+    return [one for examples, _ in rows for one in examples], {
+        name: sum(lengths[name] for _, lengths in rows) for name in rows[0][1]
+    }
 
 
 def batch_of(*rows):
-    return layouts.assemble({name: np.stack([one[name] for one in rows]) for name in rows[0]})
+    return layouts.assemble(packing.fill([examples for examples, _ in rows], rows[0][1]))
 
 
 CASES = [
     (DecoderConfig, Causal(), objectives.CausalLM(), layouts.Concatenate()),
     (DecoderConfig, Causal(), objectives.PrefixLM(), layouts.Concatenate()),
     (DecoderConfig, Prefix(), objectives.PrefixLM(), layouts.Concatenate()),
-    (DecoderConfig, Prefix(), objectives.SpanCorruption(), layouts.Concatenate()),
+    (DecoderConfig, Prefix(), denoising.SpanCorruption(), layouts.Concatenate()),
 ]
 
 
@@ -117,9 +125,7 @@ def test_packed_examples_are_computed_as_if_alone(scheme):
     alone = [
         row(objectives.PrefixLM(), layouts.Concatenate(), seed, window) for seed, window in ((1, 12), (2, 9))
     ]
-    packed = {name: np.concatenate([one[name] for one in alone]) for name in alone[0]}
-    packed["target_segment_ids"][12:] = 2
-    logits = np.asarray(model(batch_of(packed)))[0]
+    logits = np.asarray(model(batch_of(packed(*alone))))[0]
     for one, place in zip(alone, (slice(0, 12), slice(12, 21)), strict=True):
         np.testing.assert_allclose(logits[place], np.asarray(model(batch_of(one)))[0], atol=1e-5)
 
@@ -129,9 +135,7 @@ def test_packed_pairs_are_computed_as_if_alone(scheme):
     config = EncoderDecoderConfig(encoder=stack(positions=scheme), decoder=stack(positions=scheme))
     model = config.build(vocab=VOCAB, key=KEY)
     alone = [row(objectives.PrefixLM(), layouts.Split(), seed, window) for seed, window in ((1, 12), (2, 8))]
-    packed = {name: np.concatenate([one[name] for one in alone]) for name in alone[0]}
-    packed["target_segment_ids"][6:] = packed["source_segment_ids"][6:] = 2
-    logits = np.asarray(model(batch_of(packed)))[0]
+    logits = np.asarray(model(batch_of(packed(*alone))))[0]
     for one, place in zip(alone, (slice(0, 6), slice(6, 10)), strict=True):
         np.testing.assert_allclose(logits[place], np.asarray(model(batch_of(one)))[0], atol=1e-5)
 
