@@ -219,6 +219,8 @@ def run(
             folder, "interrupted" if isinstance(error, loop.Interrupted) else "failed", record, str(error)
         )
         raise
+    finally:
+        batches.close()
     timing = {
         "tokens_per_second": report.tokens_per_second,
         "wall_seconds": report.seconds,

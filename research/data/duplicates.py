@@ -64,7 +64,8 @@ def near(
         clusters.join(kept.setdefault(own.tobytes(), index), index)
 
     table = datasketch.MinHashLSH(num_perm=permutations, params=bands)
-    first = list(kept.values())
+    # Of n shingles at most n / (n + 1) is shared with another set, so a small one is like no other.
+    first = [i for i in kept.values() if len(sets[i]) / (len(sets[i]) + 1) >= threshold]
     for i, sketch in zip(first, _sketches([sets[i] for i in first], permutations, seed), strict=True):
         for j in cast(list[int], table.query(sketch)):
             if clusters.of(i) != clusters.of(j) and jaccard(sets[i], sets[j]) >= threshold:

@@ -363,6 +363,7 @@ class Batches(Iterator[Batch]):
                 "are counted from 0"
             )
         self._data, self._workers = data, workers
+        self._ahead: Any = None
         self._stream = dataset.stream("train", seed) if isinstance(data.layout, Stream) else None
         self._blocks = _Blocks(dataset, dataset.draws(seed), seed, data.batch // hosts, host, hosts, ())
         self.set_state({"step": 0, "next": 0, "waiting": [], "hard": []})
@@ -407,14 +408,20 @@ class Batches(Iterator[Batch]):
         )
         return packing.fill(rows, lengths)
 
+    def close(self) -> None:
+        """Stop the thread or the workers that make examples ahead; `set_state` starts them again."""
+        if self._ahead is not None:
+            self._ahead.close()
+
     def _start(self) -> None:
         """Make blocks from here on, ahead of time, in a thread or in workers."""
+        self.close()
         first, skipped = divmod(self._next, self._blocks.rows)
         blocks = grain.MapDataset.range(first, 2**62).map(self._blocks)
         ahead = blocks.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
         if self._workers:
             ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
-        self._ahead: Iterator[Features] = iter(ahead)
+        self._ahead = iter(ahead)
         self._examples = itertools.islice(self._one_by_one(first * self._blocks.rows), skipped, None)
 
     def _one_by_one(self, number: int) -> Iterator[packing.Numbered]:
