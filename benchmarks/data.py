@@ -23,7 +23,7 @@ from experiments import configs, experiment, start
 from research.analysis import budget
 
 FLAGS = flags.FLAGS
-ROUNDS, BATCHES = 5, 30
+ROUNDS, BATCHES = 5, 10
 
 CASES = {
     "causal LM": ("causal", ("objective/causal_lm",), ()),

@@ -34,6 +34,7 @@ from research.batch import Batch
 from research.data.layouts import InPlace
 from research.data.objectives import Classification
 from research.data.pipeline import Data, Dataset
+from research.data.streams import Stream
 from research.evaluation import likelihood
 from research.models.config import StackConfig
 from research.models.families import EncoderConfig, FamilyConfig
@@ -71,6 +72,11 @@ class Experiment:
         _expressible(self.model, self.data)
         limits = [stack.positions.limit for stack in _stacks(self.model) if stack.positions.limit is not None]
         longest = max(self.data.lengths(self.data.objectives).values())
+        if limits and isinstance(self.data.layout, Stream):
+            raise ValueError(
+                f"Learned.length = {min(limits)}: positions of Data.layout = Stream() run on without an end; set "
+                "StackConfig.positions to a scheme that has none, such as @Rotary()"
+            )
         if limits and longest > min(limits):
             raise ValueError(
                 f"Learned.length = {min(limits)} positions, but Data.window = {self.data.window} makes lines of "
@@ -147,13 +153,13 @@ def run(
       loop.Interrupted, loop.Diverged: see `loop.run`.
     """
     key = experiment.key()
-    finished = _open(folder, key, config)
+    text = dataset(experiment.data, data_dir)
+    finished = _open(folder, key, config, text.fingerprint)
     if finished is not None:
         console.print(f"{title} is finished: {folder / 'result.json'}")
         return finished
 
     data, steps = experiment.data, experiment.steps
-    text = dataset(data, data_dir)
     functions = trainer(experiment.model, text.tokenizer.vocab_size, experiment.optimizer, steps)
     price = cost(experiment.model, data, data_dir)
     tests = _held_out(experiment, text, "test")
@@ -266,7 +272,7 @@ def _stacks(model: FamilyConfig) -> list[StackConfig]:
     return [value for value in values if isinstance(value, StackConfig)]
 
 
-def _open(folder: Path, key: str, config: str) -> dict[str, Any] | None:
+def _open(folder: Path, key: str, config: str, fingerprint: str) -> dict[str, Any] | None:
     """Make the folder this experiment's own; its result if it is finished."""
     folder.mkdir(parents=True, exist_ok=True)
     status = folder / "run.json"
@@ -278,6 +284,11 @@ def _open(folder: Path, key: str, config: str) -> dict[str, Any] | None:
             raise RunError(
                 f"run folder {folder} holds another experiment ({'; '.join(lines) or 'another version'}); "
                 "choose another --run_dir or remove the folder"
+            )
+        if known["data"]["fingerprint"] != fingerprint:
+            raise RunError(
+                f"run folder {folder} read data {known['data']['fingerprint'][:12]}, but now the corpus or the weights "
+                f"are {fingerprint[:12]}; choose another --run_dir or remove the folder"
             )
     (folder / "config.gin").write_text(config)
     result = folder / "result.json"

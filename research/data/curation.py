@@ -8,14 +8,15 @@ place depended on. How many sources there are is the business of `Mixture`, whic
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from research.data import duplicates
-from research.data.documents import Corpus, Document, Item, split
+from research.data.documents import Corpus, Document, Item, split, together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Curated:
     seed: int = 0
 
     def check(self, validation: float, test: float, near_duplicates: float | None) -> None:
-        """Refuse to curate for another split than the one that these say, here and in what is wrapped."""
+        """Refuse to curate for another split than the one that these say."""
         name = type(self).__name__
         mine, theirs = (self.validation, self.test, self.near_duplicates), (validation, test, near_duplicates)
         if mine != theirs:
@@ -70,13 +71,13 @@ class Curated:
                 f"{name}: validation, test, near_duplicates = {mine}, but Data has {theirs}, so other text would be "
                 f"held out; bind {name}'s to Data's"
             )
-        if isinstance(self.corpus, Curated):
-            self.corpus.check(validation, test, near_duplicates)
 
     def _split(self, data_dir: str | Path | None) -> dict[str, tuple[Item, ...]]:
         items = self.corpus.documents(data_dir)
         alike = () if self.near_duplicates is None else duplicates.near(items, threshold=self.near_duplicates)
-        return split(items, validation=self.validation, test=self.test, alike=alike)
+        # What is changed is no near-duplicate any more: the group says where it belongs.
+        items = [replace(item, group=key) for item, key in zip(items, together(items, alike), strict=True)]
+        return split(items, validation=self.validation, test=self.test)
 
     def _shuffled(self, items: Sequence[Item]) -> list[Item]:
         return [items[i] for i in np.random.default_rng(self.seed).permutation(len(items))]
@@ -201,11 +202,11 @@ class ShuffledSentences(Curated):
         shuffled = []
         for part in self._split(data_dir).values():
             documents = [_document("ShuffledSentences", item) for item in part]
-            for together in [documents] if self.across else [[document] for document in documents]:
-                lists = [_sentences(document.text) for document in together]
+            for mixed in [documents] if self.across else [[document] for document in documents]:
+                lists = [_sentences(document.text) for document in mixed]
                 sentences = [sentence for own in lists for sentence in own]
                 order = iter(rng.permutation(len(sentences)))
-                for document, own in zip(together, lists, strict=True):
+                for document, own in zip(mixed, lists, strict=True):
                     shuffled.append(_changed(document, " ".join(sentences[next(order)] for _ in own)))
         return _by_name(shuffled)
 
@@ -215,8 +216,8 @@ def _by_name(items: Sequence[Item]) -> tuple[Item, ...]:
 
 
 def _changed(document: Document, text: str) -> Document:
-    """The document with another text, in the place that its own text had."""
-    return replace(document, text=text, group=document.group or document.text)
+    """The document with another text, in the place that its own had."""
+    return replace(document, text=text)
 
 
 def _document(what: str, item: Item) -> Document:
@@ -290,3 +291,12 @@ def _sentences(text: str) -> list[str]:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
+
+
+def inside(corpus: Any) -> Iterator[Curated]:
+    """Every curated corpus that a corpus is or is made of."""
+    if isinstance(corpus, Curated):
+        yield corpus
+    for part in (getattr(corpus, "corpus", None), *getattr(corpus, "parts", ())):
+        if part is not None:
+            yield from inside(part)

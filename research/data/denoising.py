@@ -52,6 +52,14 @@ class SpanCorruption(Objective):
         inputs, targets = window - noise + spans + 1, noise + spans + 1
         return Limits(inputs, targets, inputs + targets)
 
+    def admits(self, window: TokenWindow) -> bool:
+        """Whether there is something to cut out and something to keep."""
+        return len(window.ids) >= 2
+
+    def sentinels(self, window: int) -> int:
+        """One for each span."""
+        return self._counts(window)[1]
+
     def _counts(self, window: int) -> tuple[int, int]:
         if window < 2:
             raise ValueError(f"SpanCorruption: a window of {window} tokens; set Data.window to at least 2")
@@ -132,6 +140,10 @@ class BlankInfilling(Objective):
         targets = max(noise + spans, window + 1 if self.document else 0)
         inputs = window - noise + spans
         return Limits(max(inputs, window // 2 + 1), targets, 1 + window + 2 * spans)
+
+    def admits(self, window: TokenWindow) -> bool:
+        """Whether there is something to blank out and something to keep."""
+        return len(window.ids) >= 2
 
     def _noise(self, window: int) -> int:
         if window < 2:
@@ -218,11 +230,6 @@ class MixtureOfDenoisers(Objective):
         weights = np.array([one.weight for one in self.denoisers])
         chosen = self.denoisers[rng.choice(len(weights), p=weights / weights.sum())]
         example = chosen.objective(window, rng, tokenizer)
-        if np.isin(example.inputs, [mode_token(mode, tokenizer) for mode in MODES]).any():
-            raise ValueError(
-                f"MixtureOfDenoisers: {tokenizer.sentinels} sentinels are too few for the spans of a window of "
-                f"{len(window.ids)} tokens and three mode tokens; raise the tokenizer's `sentinels`"
-            )
         mode = np.array([mode_token(chosen.mode, tokenizer)], np.int32)
         return dataclasses.replace(example, inputs=np.concatenate([mode, example.inputs]))
 
@@ -232,6 +239,14 @@ class MixtureOfDenoisers(Objective):
         for one in self.denoisers:
             most |= one.objective.limits(window)
         return Limits(most.inputs + 1, most.targets, most.total + 1)
+
+    def admits(self, window: TokenWindow) -> bool:
+        """Whether every denoiser can take it."""
+        return all(one.objective.admits(window) for one in self.denoisers)
+
+    def sentinels(self, window: int) -> int:
+        """Those of the spans, and the mode tokens."""
+        return max(one.objective.sentinels(window) for one in self.denoisers) + len(MODES)
 
 
 def mode_token(mode: Mode, tokenizer: Tokenizer) -> int:

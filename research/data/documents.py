@@ -87,6 +87,29 @@ def fingerprint(documents: Iterable[Item]) -> str:
     return digest.hexdigest()
 
 
+def together(documents: Sequence[Item], alike: Iterable[Sequence[int]] = ()) -> list[str]:
+    """A key for each document: its group, or else its text; documents that are alike, and whatever is in their groups,
+    have one key, the one whose `place` is least.
+
+    Args:
+        alike: sets of indices of documents that belong together (near-duplicates).
+    """
+    keys = [document.group or document.text for document in documents]
+    least = {key: key for key in keys}
+    places = {key: place(key.encode()) for key in least}
+    sets = [[keys[index] for index in members] for members in alike]
+    # A set may reach through a group into another set: until nothing moves.
+    moved = True
+    while moved:
+        moved = False
+        for members in sets:
+            chosen = min((least[key] for key in members), key=places.__getitem__)
+            for key in members:
+                moved |= least[key] != chosen
+                least[key] = chosen
+    return [least[key] for key in keys]
+
+
 def split(
     documents: Sequence[Item],
     *,
@@ -96,9 +119,8 @@ def split(
 ) -> dict[str, tuple[Item, ...]]:
     """Split documents into `train`, `validation` and `test`, each in the given order.
 
-    A document's place depends on its group, or else on its text alone: copies of a text never straddle splits, and
-    neither adding documents nor changing `validation` moves anything into or out of `test`. Documents that are
-    alike stay together, with whatever is in their groups; the least place of them all is the place of each.
+    A document's place depends on its key alone (see `together`): copies of a text never straddle splits, and neither
+    adding documents that are like no other nor changing `validation` moves anything into or out of `test`.
 
     Args:
         validation, test: expected shares of the *number* of documents, in (0, 1) together.
@@ -107,21 +129,9 @@ def split(
     Raises:
         ValueError: a split would be empty.
     """
-    keys = [document.group or document.text for document in documents]
-    places = {key: place(key.encode()) for key in keys}
-    # A set may reach through a group into another set: until nothing moves.
-    sets = [[keys[index] for index in members] for members in alike]
-    moved = True
-    while moved:
-        moved = False
-        for members in sets:
-            least = min(places[key] for key in members)
-            for key in members:
-                moved |= places[key] != least
-                places[key] = least
     parts: dict[str, list[Item]] = {name: [] for name in SPLITS}
-    for key, document in zip(keys, documents, strict=True):
-        here = places[key]
+    for key, document in zip(together(documents, alike), documents, strict=True):
+        here = place(key.encode())
         parts["test" if here < test else "validation" if here < test + validation else "train"].append(
             document
         )

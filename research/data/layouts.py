@@ -80,8 +80,8 @@ class Split(Layout):
         _not_aligned("Split gives the targets to a decoder", example)
         if not len(example.inputs):
             raise ValueError(
-                "Split needs inputs for the encoder, but the objective gives none; "
-                "set Data.objective = @objectives.PrefixLM()"
+                "Split needs inputs for the encoder, but the objective gives none; set Data.objective to one that "
+                "always does, such as @objectives.PrefixLM() with `least` above 0, or @objectives.Seq2Seq() for records"
             )
         shifted = np.concatenate([[tokenizer.bos], example.targets[:-1]])
         features = {

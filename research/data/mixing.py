@@ -1,7 +1,7 @@
 """Mixtures: which corpus each example comes from, and which of its windows, as pure functions of its number.
 
 Replay is a mixture: the new domain with a weight of 0.95, the old one with 0.05. Proportions are exact over a cycle,
-not on average, and a part's windows come in the same order whatever it is mixed with.
+not on average, and the windows of the first part come in the same order whatever they are mixed with.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from research.data.documents import Corpus
 from research.data.objectives import Objective
 from research.data.windows import Format, Synthetic
 
+ORDER = (0, 1)  # what random streams of permutations begin with: no other stream does
 CYCLE = 10_000  # the longest cycle; proportions that need a longer one are rounded to it
 
 
@@ -167,4 +168,4 @@ class Order:
 
 @functools.lru_cache(maxsize=16)
 def _permutation(seed: int, part: int, epoch: int, size: int) -> Int64[np.ndarray, " size"]:
-    return np.random.default_rng([seed, part, epoch]).permutation(size)
+    return np.random.default_rng([*ORDER, seed, part, epoch]).permutation(size)

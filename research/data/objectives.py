@@ -70,8 +70,12 @@ class Objective:
         raise NotImplementedError
 
     def admits(self, window: TokenWindow) -> bool:
-        """Whether the window keeps the objective's own limits; the pipeline leaves out those that do not."""
+        """Whether the objective can take the window; the pipeline leaves out those that it cannot."""
         return True
+
+    def sentinels(self, window: int) -> int:
+        """The most sentinels it needs for a window of that many tokens."""
+        return 0
 
 
 def ones(tokens: np.ndarray) -> Float32[np.ndarray, " m"]:
@@ -111,7 +115,7 @@ class CausalLM(Objective):
         """No inputs, the whole window as targets."""
         weights = ones(window.ids)
         if self.loss == "targets":
-            if window.scored.all():
+            if not window.record:
                 weights[: cut_range(len(weights), self.cut, self.cut)[0]] = 0
             else:
                 weights = window.scored.astype(np.float32)
@@ -172,10 +176,11 @@ class Seq2Seq(Objective):
 
     def __call__(self, window: TokenWindow, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
         """Inputs and targets of the record."""
-        if not window.given or window.given == len(window.ids):
+        if not self.admits(window):
             raise ValueError(
-                f"{type(self).__name__} needs records whose target follows what is given, but this window is free "
-                "text; set Data.corpus to a supervised task or Data.objective = @PrefixLM()"
+                f"{type(self).__name__} needs a record that gives something and ends with its target, but this window "
+                f"of {len(window.ids)} tokens has {window.given} given; set Data.corpus to a supervised task, or "
+                "Data.objective = @PrefixLM() for free text"
             )
         targets = ended(window.ids[window.given :], tokenizer)
         return Example(ended(window.ids[: window.given], tokenizer), targets, ones(targets))
@@ -186,9 +191,10 @@ class Seq2Seq(Objective):
         return Limits(inputs + 1, targets + 1, min(inputs + targets, window) + 2)
 
     def admits(self, window: TokenWindow) -> bool:
-        """Whether both sides are within the bounds."""
+        """Whether there are both sides, within the bounds."""
         given, rest = window.given, len(window.ids) - window.given
-        return given <= (self.most_inputs or given) and rest <= (self.most_targets or rest)
+        bounded = given <= (self.most_inputs or given) and rest <= (self.most_targets or rest)
+        return bounded and given > 0 and rest > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,9 @@ import grain
 import numpy as np
 
 from research.batch import Batch
-from research.data import duplicates, layouts, packing, weighting
+from research.data import curation, duplicates, layouts, packing, weighting
 from research.data.augmentation import Noise, Transform
-from research.data.curation import Curated
-from research.data.documents import SPLITS, Corpus, Item, fingerprint, split
+from research.data.documents import SPLITS, Corpus, Item, fingerprint, split, together
 from research.data.layouts import Features, Layout
 from research.data.mixing import Draw, Mixture, Order, Part, cycle
 from research.data.objectives import CausalLM, Limits, Objective
@@ -31,6 +30,8 @@ from research.data.weighting import HardExamples
 from research.data.windows import Format, Made, Plain, Synthetic, Tokenized
 
 Windows = Tokenized | Made
+
+TRAINING, HELD_OUT = (0, 2), (0, 3)  # what random streams of examples begin with: no other stream does
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,16 +90,17 @@ class Data:
                 "below 1"
             )
         if isinstance(self.layout, Stream):
-            plain = self.pack == 1 and not self.transforms and self.noise is None and self.hard is None
+            unused = (self.evaluation, self.noise, self.hard, self.weights)
+            plain = self.pack == 1 and not self.transforms and unused == (None,) * 4
             if self.objective != CausalLM() or not plain or isinstance(self.corpus, Mixture | Synthetic):
                 raise ValueError(
                     f"Data.layout = Stream() reads the documents of one corpus, but Data.objective = {self.objective}, "
                     f"Data.pack = {self.pack}, Data.corpus = {self.corpus}; set CausalLM() with a loss on all tokens, "
-                    "pack = 1, one corpus, and neither transforms nor noise nor hard"
+                    "pack = 1, one corpus, and no evaluation, transforms, noise, hard or weights"
                 )
         for part in self.parts:
-            if isinstance(part.corpus, Curated):
-                part.corpus.check(self.validation, self.test, self.near_duplicates)
+            for curated in curation.inside(part.corpus):
+                curated.check(self.validation, self.test, self.near_duplicates)
         if self.weights is not None and isinstance(self.corpus, Mixture):
             raise ValueError(
                 f"Data.weights = {self.weights!r} of a mixture: set Part.weights of its parts instead"
@@ -127,7 +129,7 @@ class Data:
 
     def scored(self, part: Part) -> Objective:
         """What the held-out windows of a part become."""
-        return part.evaluation or part.objective or self.evaluation or self.objective
+        return part.evaluation or self.evaluation or part.objective or self.objective
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -153,7 +155,7 @@ class Data:
             () if isinstance(part.corpus, Synthetic) else part.corpus.documents(data_dir)
             for part in self.parts
         ]
-        splits = [self._split(items) if items else {} for items in documents]
+        splits = self._split(documents)
         tokenizer = self.tokenizer.ready(
             (item.text for parts in splits for item in parts.get("train", ())), data_dir
         )
@@ -172,19 +174,31 @@ class Data:
         whole = prints[0] if len(prints) == 1 else _sha256("".join(prints).encode())
         return Dataset(self, tokenizer, windows, weights, whole)
 
-    def _split(self, items: tuple[Item, ...]) -> dict[str, tuple[Item, ...]]:
-        alike = () if self.near_duplicates is None else duplicates.near(items, threshold=self.near_duplicates)
-        return split(items, validation=self.validation, test=self.test, alike=alike)
+    def _split(self, documents: list[tuple[Item, ...]]) -> list[dict[str, tuple[Item, ...]]]:
+        """The documents of each part by split; what is alike in two parts is in one split too."""
+        everything = [item for items in documents for item in items]
+        alike = (
+            ()
+            if self.near_duplicates is None
+            else duplicates.near(everything, threshold=self.near_duplicates)
+        )
+        keys = iter(together(everything, alike))
+        grouped = [
+            tuple(dataclasses.replace(item, group=next(keys)) for item in items) for items in documents
+        ]
+        return [
+            split(items, validation=self.validation, test=self.test) if items else {} for items in grouped
+        ]
 
     def _windows(
         self, part: Part, items: dict[str, tuple[Item, ...]], name: str, tokenizer: Tokenizer
     ) -> Windows:
+        objective = self.trained(part) if name == "train" else self.scored(part)
         if isinstance(part.corpus, Synthetic):
             first, second = self.test, self.test + self.validation
             bounds = {"test": (0.0, first), "validation": (first, second), "train": (second, 1.0)}[name]
             count = self.examples if name == "train" else self.held_out
-            return Made(part.corpus, tokenizer, name, count, self.window, bounds)
-        objective = self.trained(part) if name == "train" else self.scored(part)
+            return Made(part.corpus, tokenizer, name, count, self.window, bounds, objective.admits)
         windows = Tokenized(items[name], tokenizer, self.window, part.format or self.format, objective.admits)
         if not len(windows):
             raise ValueError(
@@ -221,22 +235,38 @@ class Dataset:
         data, features = self.data, {}
         if isinstance(data.layout, Stream):
             return
-        for part, windows in zip(data.parts, self.windows, strict=True):
-            for objective in (data.trained(part), data.scored(part)):
-                example = objective(windows["train"][0], np.random.default_rng(0), self.tokenizer)
+        for number, (part, windows) in enumerate(zip(data.parts, self.windows, strict=True)):
+            for objective, names in ((data.trained(part), SPLITS[:1]), (data.scored(part), SPLITS[1:])):
+                needed = objective.sentinels(data.window)
+                if needed > self.tokenizer.sentinels:
+                    raise ValueError(
+                        f"{type(objective).__name__} needs {needed} sentinels for Data.window = {data.window}, but "
+                        f"{type(self.tokenizer).__name__} has {self.tokenizer.sentinels}; raise its `sentinels`"
+                    )
+                for name in names:
+                    # Pieces of free text are alike; each record may be wrong in its own way.
+                    for i in range(len(windows[name])) if self._records(number) else (0,):
+                        example = objective(windows[name][i], np.random.default_rng(0), self.tokenizer)
                 features[type(objective).__name__] = frozenset(data.layout(example, self.tokenizer))
+            self.example(0, Draw(number, 0, 0))  # transforms and noise too
         if len(set(features.values())) > 1:
             raise ValueError(
                 f"Data.objective, Data.evaluation and Mixture.parts: {' and '.join(features)} cannot stand in one "
                 "batch, as only some have coordinates of their own; use one of them"
             )
 
+    def _records(self, part: int) -> bool:
+        """Whether a part was read from records."""
+        windows = self.windows[part]["train"]
+        return isinstance(windows, Tokenized) and windows[0].record
+
     def training(self, seed: int, *, host: int = 0, hosts: int = 1, workers: int = 0) -> "Batches":
         """Endless batches, reshuffled each epoch; `get_state` and `set_state` as grain iterators have them.
 
         Args:
           seed: of the order and of all that is random in an example.
-          host, hosts: this host's part of every batch; all hosts together see what one would.
+          host, hosts: this host's part of every batch; all hosts together see what one would, or, where rows are
+            packed, the same examples in other rows.
           workers: processes that make examples; 0: a thread.
         """
         return Batches(self, seed, host=host, hosts=hosts, workers=workers)
@@ -248,20 +278,25 @@ class Dataset:
         """
         if isinstance(self.data.layout, Stream):
             rows = self.stream(split, seed=None)
-            return [layouts.assemble(rows.batch(step)) for step in range(rows.steps)]
+            steps = min(rows.steps, -(-self.data.held_out // self.data.batch))
+            return [layouts.assemble(rows.batch(step)) for step in range(steps)]
         parts = range(len(self.windows)) if part is None else (part,)
         lengths = self.data.lengths(self.data.scored(self.data.parts[i]) for i in parts)
         rows = [[features] for i in parts for features in self._held_out(split, i)]
         return self._batches(rows, lengths)
 
     def order(self, seed: int, steps: int) -> str:
-        """sha256 (hex) of the window ids that the first `steps` batches of unpacked training draw."""
+        """sha256 (hex) of the window ids that the first `steps` batches of unpacked training draw (of a stream, of the
+        documents that they read).
+        """
+        if isinstance(self.data.layout, Stream):
+            return _sha256(self.stream("train", seed).order(steps).tobytes())
         return _sha256(self.draws(seed).first(steps * self.data.batch).tobytes())
 
     def example(self, seed: int, draw: Draw) -> Features:
         """The features of one training example; all that is random in it depends on the seed and the draw."""
         data, part = self.data, self.data.parts[draw.part]
-        rng = np.random.default_rng([len(SPLITS), seed, draw.part, draw.epoch, draw.window])
+        rng = np.random.default_rng([*TRAINING, seed, draw.part, draw.epoch, draw.window])
         window = self.windows[draw.part]["train"][draw.window]
         for transform in data.transforms if part.transforms is None else part.transforms:
             window = transform(window, rng, self.tokenizer)
@@ -302,7 +337,7 @@ class Dataset:
             np.linspace(0, len(windows) - 1, min(self.data.held_out, len(windows))).astype(int)
         )
         for i in chosen.tolist():
-            rng = np.random.default_rng([SPLITS.index(split), i])
+            rng = np.random.default_rng([*HELD_OUT, SPLITS.index(split), i])
             yield self.data.layout(objective(windows[i], rng, self.tokenizer), self.tokenizer)
 
     @functools.cached_property

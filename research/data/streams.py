@@ -65,6 +65,10 @@ class Rows:
         """Steps of an epoch."""
         return self._total // self.rows // self.length
 
+    def order(self, steps: int) -> Int64[np.ndarray, " n"]:
+        """The documents in the order in which the epochs of so many steps read them."""
+        return np.concatenate([_arranged(self, epoch)[0] for epoch in range(-(-steps // self.steps))])
+
     def batch(self, step: int) -> Features:
         """The rows of a step, as `layouts.assemble` takes them."""
         epoch, here = divmod(step, self.steps)

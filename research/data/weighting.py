@@ -1,6 +1,7 @@
 """How much each example counts: weights of samples, and resampling of those that the model gets wrong.
 
-Weights have a mean of 1, so that the loss keeps its scale. Whatever says how difficult an example is must come from
+Weights have a mean of 1. A step divides its loss by the total weight of its batch, so that a weight counts relative to
+those it shares a batch with. Whatever says how difficult an example is must come from
 the training split or from another model, never from the test split.
 """
 

@@ -20,10 +20,12 @@ class TokenWindow:
     Attributes:
       ids: i32[n], the tokens.
       scored: bool[n], which of them are to be learned: all of a free text, the assistant's of a record.
+      record: it is a whole record, not a piece of free text.
     """
 
     ids: np.ndarray
     scored: np.ndarray
+    record: bool = False
 
     @staticmethod
     def text(ids: Int32[np.ndarray, " n"]) -> "TokenWindow":
@@ -34,7 +36,7 @@ class TokenWindow:
     def pair(inputs: Int32[np.ndarray, " n"], targets: Int32[np.ndarray, " m"]) -> "TokenWindow":
         """A window of given tokens and the targets that follow them."""
         scored = np.arange(len(inputs) + len(targets)) >= len(inputs)
-        return TokenWindow(np.concatenate([inputs, targets]).astype(np.int32), scored)
+        return TokenWindow(np.concatenate([inputs, targets]).astype(np.int32), scored, record=True)
 
     @property
     def given(self) -> int:
@@ -101,7 +103,10 @@ def _line(pieces: list[tuple[str, bool]], tokenizer: Tokenizer) -> TokenWindow:
     """Each piece is tokenized alone, so that no token straddles the border of a loss mask."""
     lines = [tokenizer.encode(text) for text, _ in pieces]
     scored = [np.full(len(line), flag) for line, (_, flag) in zip(lines, pieces, strict=True)]
-    return TokenWindow(np.concatenate(lines), np.concatenate(scored))
+    return TokenWindow(np.concatenate(lines), np.concatenate(scored), record=True)
+
+
+MADE = (0, 0)  # what random streams of windows begin with: no other stream does
 
 
 class Tokenized:
@@ -129,11 +134,11 @@ class Tokenized:
         for item in items:
             if isinstance(item, Document):
                 line = TokenWindow.text(tokenizer.encode(item.text))
-                spans += [(ends[-1] + i, length) for i in range(0, len(line.ids) - length + 1, length)]
+                spans += [(ends[-1] + i, length, False) for i in range(0, len(line.ids) - length + 1, length)]
             else:
                 line = written(item, tokenizer)
                 if len(line.ids) <= length and line.scored.any() and admits(line):
-                    spans.append((ends[-1], len(line.ids)))
+                    spans.append((ends[-1], len(line.ids), True))
                 else:
                     self.left_out += 1
             lines.append(line)
@@ -141,14 +146,16 @@ class Tokenized:
         self.ids = np.concatenate([np.zeros(0, np.int32), *(line.ids for line in lines)])
         self._scored = np.concatenate([np.zeros(0, bool), *(line.scored for line in lines)])
         self.bounds = np.array(ends, np.int64)
-        self._spans = np.array(spans, np.int64).reshape(-1, 2)
+        self._spans = np.array(spans, np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def __getitem__(self, i: int) -> TokenWindow:
-        start, length = self._spans[i]
-        return TokenWindow(self.ids[start : start + length], self._scored[start : start + length])
+        start, length, record = self._spans[i].tolist()
+        return TokenWindow(
+            self.ids[start : start + length], self._scored[start : start + length], bool(record)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +169,7 @@ class Made:
       split: "train", "validation" or "test".
       count: how many there are.
       most: tokens a window may have.
+      admits: whether an objective takes a window; those it does not take are made again.
       bounds: least and greatest place (see `documents.place`) of the split.
     """
 
@@ -171,6 +179,7 @@ class Made:
     count: int
     most: int
     bounds: tuple[float, float]
+    admits: Callable[[TokenWindow], bool]
 
     def __len__(self) -> int:
         return self.count
@@ -179,15 +188,15 @@ class Made:
         if not 0 <= i < self.count:
             raise IndexError(i)  # ends an iteration
         for attempt in range(1000):
-            rng = np.random.default_rng([SPLITS.index(self.split), int(i), attempt])
+            rng = np.random.default_rng([*MADE, SPLITS.index(self.split), i, attempt])
             window = self.task.sample(rng, self.tokenizer)
             if len(window.ids) > self.most:
                 raise ValueError(
                     f"{self.task} made a window of {len(window.ids)} tokens, but Data.window = {self.most}; raise it"
                 )
-            if self.bounds[0] <= place(window.ids.tobytes()) < self.bounds[1]:
+            if self.bounds[0] <= place(window.ids.tobytes()) < self.bounds[1] and self.admits(window):
                 return window
         raise ValueError(
-            f"{self.task} has too few different windows for a {self.split} split; make the task larger or change "
-            "Data.validation and Data.test"
+            f"{self.task} has too few windows for a {self.split} split that the objective takes; make the task larger, "
+            "change Data.validation and Data.test, or the objective's bounds"
         )

@@ -116,8 +116,18 @@ def run(
     done = int(state.step)
     log = Metrics(folder / "metrics.jsonl", first=done)
     started, clock = time.perf_counter(), _Clock()
+    metrics: dict[str, Any] = {}
+
+    def diverged(loss: float) -> Diverged:
+        return Diverged(
+            f"{title} step {done}: loss is {loss}; newest checkpoint: step {checkpoints.latest} in {folder}; lower "
+            "Optimizer.learning_rate"
+        )
 
     def save() -> None:
+        loss = float(metrics["loss"]) if metrics else 0.0
+        if not math.isfinite(loss):
+            raise diverged(loss)
         checkpoints.save(state, batches.get_state())  # ty: ignore[missing-attribute]
 
     with _Stop() as stop, _progress(console) as progress:
@@ -134,10 +144,7 @@ def run(
                 clock.lap()
                 log.write(step=done, tokens_per_second=clock.rate, **metrics)
                 if not math.isfinite(metrics["loss"]):
-                    raise Diverged(
-                        f"{title} step {done}: loss is {metrics['loss']}; newest checkpoint: step "
-                        f"{checkpoints.latest} in {folder}; lower Optimizer.learning_rate"
-                    )
+                    raise diverged(metrics["loss"])
                 speed = "" if clock.rate is None else f"{clock.rate:,.0f} tokens/s"
                 progress.update(task, completed=done, note=f"loss {metrics['loss']:.3f}  {speed}")
             if plan.evaluate_every and done % plan.evaluate_every == 0 and done < steps:

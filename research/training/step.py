@@ -84,7 +84,7 @@ class Trainer:
 
         def mean(params: Any) -> tuple[Array, Array]:
             total, weight = self.loss(params, batch, key)
-            return total / jnp.maximum(weight, 1), weight
+            return total / jnp.where(weight > 0, weight, 1), weight
 
         (loss, weight), gradient = jax.value_and_grad(mean, has_aux=True)(state.params)
         updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.params)

@@ -85,9 +85,13 @@ def test_what_is_held_out_stays_as_it_was(wrap, seed):
     copy = plain.items[0].text.replace(" w1 ", " w9 ", 1)  # near a text that may be in another split
     corpus = Given(items=(*plain.items, Document("e", copy)))
     before, after = parts(corpus), parts(wrap(corpus))
-    assert before["test"] == after["test"]
-    assert before["validation"] == after["validation"]
-    assert before["train"] != after["train"]
+    said = [
+        {name: [(item.name, item.text) for item in part] for name, part in each.items()}
+        for each in (before, after)
+    ]
+    assert said[0]["test"] == said[1]["test"]
+    assert said[0]["validation"] == said[1]["validation"]
+    assert said[0]["train"] != said[1]["train"]
 
 
 @pytest.mark.parametrize("wrap", ALL[2:4])
@@ -304,3 +308,22 @@ def test_curation_for_another_split_than_datas_is_refused():
     with pytest.raises(ValueError, match="ShuffledSentences: validation, test, near_duplicates = ") as caught:
         Data(corpus=corpus, objective=CausalLM(), layout=Concatenate())
     assert "\n" not in str(caught.value)
+
+
+def test_curation_inside_other_curation_is_checked_too():
+    corpus = Deduplicated(corpus=Diversity(corpus=StandardLibrary(), characters=1000, test=0.02))
+    with pytest.raises(ValueError, match="Diversity: validation, test, near_duplicates = "):
+        Data(corpus=corpus, objective=CausalLM(), layout=Concatenate())
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_shuffled_near_duplicates_stay_where_their_originals_are(across):
+    base = made(30, seed=3, least=900, most=1500).items
+    twins = [Document(f"{item.name}.twin", item.text.replace("w7 ", "w8 ", 1)) for item in base]
+    corpus = Given(items=tuple(sorted((*base, *twins), key=lambda item: item.name)))
+
+    def places(items):
+        return {item.name: name for name, part in split(items, alike=near(items)).items() for item in part}
+
+    shuffled = ShuffledSentences(corpus=corpus, across=across).documents()
+    assert places(shuffled) == places(corpus.items)

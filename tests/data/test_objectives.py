@@ -264,10 +264,18 @@ def test_mixture_of_denoisers_has_ul2s_shares():
     assert np.abs(shares - np.array([2, 1, 4]) / 7).max() < 0.04  # two R, one S, four X
 
 
-def test_mixture_of_denoisers_refuses_spans_that_look_like_modes():
+def test_how_many_sentinels_an_objective_needs():
+    assert denoising.SpanCorruption().sentinels(568) == 28
     extreme = denoising.Denoiser(mode="X", objective=denoising.SpanCorruption(density=0.5, mean_span=1.0))
-    with pytest.raises(ValueError, match="raise the tokenizer's `sentinels`"):
-        denoising.MixtureOfDenoisers(denoisers=(extreme,))(window("a" * 54), rng(), T)
+    assert denoising.MixtureOfDenoisers(denoisers=(extreme,)).sentinels(54) == 27 + 3
+    assert objectives.PrefixLM().sentinels(54) == 0
+
+
+def test_a_record_of_one_speaker_is_scored_as_a_record():
+    spoken = TokenWindow(T.encode("abcd"), np.ones(4, bool), record=True)
+    assert objectives.CausalLM(loss="targets")(spoken, rng(), T).weights.tolist() == [1, 1, 1, 1]
+    assert not objectives.Seq2Seq().admits(spoken)
+    assert not objectives.Seq2Seq().admits(TokenWindow(T.encode("ab"), np.array([True, False]), record=True))
 
 
 @given(st.integers(1, 100), st.integers(0, 2**32))
@@ -336,7 +344,7 @@ def test_an_example_depends_on_its_generator_alone(objective, seed):
         (lambda: denoising.SpanCorruption(mean_span=0.5), "mean_span = 0.5"),
         (lambda: denoising.BlankInfilling(document=2.0), "document = 2.0"),
         (lambda: denoising.MixtureOfDenoisers(denoisers=()), "expected at least one"),
-        (lambda: objectives.Seq2Seq()(window("abc"), rng(), T), "Seq2Seq needs records"),
+        (lambda: objectives.Seq2Seq()(window("abc"), rng(), T), "Seq2Seq needs a record"),
         (lambda: objectives.Classification(labels=("x", "y"))(record("a", "z"), rng(), T), "target is 'z'"),
         (lambda: denoising.SpanCorruption()(window("a"), rng(), T), "set Data.window to at least 2"),
         (lambda: denoising.SpanCorruption()(window("a" * 2000), rng(), T), "raise Bytes.sentinels"),

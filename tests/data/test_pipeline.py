@@ -309,6 +309,67 @@ def test_a_synthetic_task_makes_its_windows_and_none_is_in_two_splits():
     ).all()
 
 
+def test_what_is_alike_in_two_parts_of_a_mixture_is_in_one_split():
+    @dataclasses.dataclass(frozen=True)
+    class Version:
+        number: int
+
+        def documents(self, data_dir=None):
+            return tuple(one for one in Versions().documents() if one.name.endswith(str(self.number)))
+
+    parts = tuple(Part(corpus=Version(number), name=str(number)) for number in range(2))
+    data = load(corpus=Mixture(parts=parts), window=500)
+    first, second = (
+        {split: {data.tokenizer.decode(one.ids).split("x")[0] for one in part[split]} for split in part}
+        for part in data.windows
+    )
+    assert first == second
+    assert all(first.values())
+
+
+def test_a_synthetic_task_makes_only_what_the_objective_takes():
+    @dataclasses.dataclass(frozen=True)
+    class Ragged:
+        def sample(self, rng, tokenizer):
+            ids = rng.integers(4, 30, rng.integers(1, 8)).astype(np.int32)
+            return TokenWindow.pair(ids, ids)
+
+    data = load(objectives.Seq2Seq(most_inputs=3), corpus=Ragged(), examples=30)
+    assert max(window.given for window in data.windows[0]["train"]) == 3
+
+
+def test_every_record_is_looked_at_before_training():
+    @dataclasses.dataclass(frozen=True)
+    class Labelled:
+        def documents(self, data_dir=None):
+            return tuple(Record.pair(f"{i:02}", f"mail {i}", "odd" if i == 57 else "even") for i in range(90))
+
+    with pytest.raises(ValueError, match="a record's target is 'odd'"):
+        load(objectives.Classification(labels=("even", "other")), corpus=Labelled())
+
+
+def test_too_few_sentinels_are_said_before_training():
+    with pytest.raises(
+        ValueError, match=r"SpanCorruption needs 64 sentinels for Data\.window = 128, but Bytes has 28"
+    ):
+        load(denoising.SpanCorruption(density=0.5, mean_span=1.0), corpus=Texts("a" * 100), window=128)
+
+
+def test_all_parts_are_scored_on_what_data_says():
+    parts = (
+        Part(corpus=Texts(), name="a", objective=objectives.CausalLM()),
+        Part(corpus=Texts("xyz"), name="b"),
+    )
+    data = Data(
+        corpus=Mixture(parts=parts),
+        objective=denoising.SpanCorruption(),
+        evaluation=objectives.PrefixLM(),
+        layout=layouts.Concatenate(),
+    )
+    assert [data.scored(part) for part in parts] == [objectives.PrefixLM()] * 2
+    assert [data.trained(part) for part in parts] == [objectives.CausalLM(), denoising.SpanCorruption()]
+
+
 def test_a_synthetic_window_that_is_too_long_is_refused():
     with pytest.raises(ValueError, match=r"made a window of 40 tokens, but Data\.window = 16"):
         load(objectives.Seq2Seq(), corpus=Letters(20))
@@ -347,8 +408,12 @@ def test_a_stream_continues_row_by_row():
     [
         ({"window": 1000}, r"change Data\.window"),
         ({"objective": objectives.PrefixLM(), "layout": Stream()}, r"Data\.layout = Stream\(\)"),
+        (
+            {"objective": objectives.CausalLM(), "layout": Stream(), "evaluation": objectives.PrefixLM()},
+            "no evaluation",
+        ),
         ({"objective": objectives.CausalLM(), "layout": layouts.Split()}, "Split needs inputs"),
-        ({"objective": objectives.Seq2Seq()}, "Seq2Seq needs records"),
+        ({"objective": objectives.Seq2Seq()}, "Seq2Seq needs a record"),
         ({"batch": 0}, r"Data\.batch = 0"),
         ({"validation": 0.6, "test": 0.5}, "their sum"),
         (

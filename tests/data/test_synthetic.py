@@ -378,7 +378,7 @@ def test_regression_in_fine_bins_is_nearly_exact():
 
 def test_made_windows_of_a_task_are_in_one_split_each():
     made = [
-        Made(MQAR(), SYMBOLS, name, 20, 64, bounds)
+        Made(MQAR(), SYMBOLS, name, 20, 64, bounds, lambda window: True)
         for name, bounds in (("test", (0.0, 0.1)), ("validation", (0.1, 0.2)), ("train", (0.2, 1.0)))
     ]
     lines = [{made_of[i].ids.tobytes() for i in range(20)} for made_of in made]

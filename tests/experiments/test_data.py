@@ -15,6 +15,7 @@ from research.attention.masks import Full
 from research.data import arithmetic, curation, layouts, objectives, synthetic
 from research.data.corpora import StandardLibrary
 from research.data.documents import Record
+from research.data.streams import Stream
 from research.data.weighting import HardExamples
 
 FAMILIES = ("causal", "prefix", "encoder_decoder", "encoder")
@@ -100,6 +101,29 @@ def test_an_encoder_tells_classes_by_a_head_and_a_generator_by_text():
         state, metrics = functions.step(state, batch)
     assert metrics["weight"] == 8
     assert 0.1 < metrics["loss"] < 3
+
+
+def test_learned_positions_of_a_stream_are_refused():
+    bindings = ["Data.layout=@Stream()", "Data.evaluation=None"]
+    assert load("family/causal", "objective/causal_lm", bindings=bindings).data.layout == Stream()
+    learned = ["StackConfig.positions=@Learned()", "Learned.length=4096"]
+    with pytest.raises(ValueError, match="run on without an end"):
+        load("family/causal", "objective/causal_lm", bindings=[*bindings, *learned])
+
+
+def test_a_run_folder_of_other_data_is_refused(tmp_path):
+    (tmp_path / "mails").mkdir()
+    for i in range(60):
+        (tmp_path / "mails" / f"{i}.txt").write_text(f"{i} " * 100)
+    own = (f"--gin_param=TextFiles.pattern='{tmp_path}/mails/*.txt'", "--gin_param=Data.corpus=@TextFiles()")
+    small = ("--gin_param=Data.batch=2", "--gin_param=Data.held_out=2")
+    words = (*TRAIN, *TINY, *own, *small, f"--run_dir={tmp_path}/run")
+    assert command(*words).returncode == 0
+    assert "is finished" in command(*words).stdout
+    (tmp_path / "mails" / "1.txt").write_text("something else " * 40)
+    done = command(*words)
+    assert done.returncode == 1
+    assert "read data" in done.stderr.splitlines()[-1]
 
 
 def test_a_mask_that_shows_the_targets_is_refused():
