@@ -24,6 +24,7 @@ from research.analysis import budget
 
 FLAGS = flags.FLAGS
 ROUNDS, BATCHES = 5, 10
+AHEAD = 6  # more than the pipeline makes ahead
 
 CASES = {
     "causal LM": ("causal", ("objective/causal_lm",), ()),
@@ -69,6 +70,7 @@ def measure(name: str, data_dir: str | None) -> Line:
     state, _ = jax.block_until_ready(functions.step(state, next(batches)))  # compiled
     made, read = [], []
     for _ in range(ROUNDS):
+        list(itertools.islice(batches, AHEAD))  # made while the steps ran
         held, seconds = _timed(lambda: list(itertools.islice(batches, BATCHES)))
         tokens = sum(budget.tokens_read(batch) for batch in held)
         made.append(tokens / seconds)
