@@ -198,12 +198,12 @@ def test_workers_make_the_same_run_as_a_thread_and_hard_examples_resume(tmp_path
 
     alone = losses("thread")
     assert losses("workers", "--gin_param=Plan.workers=2") == alone
-    # A run whose later checkpoints are gone goes on from the one before, mined windows and all.
+    # A run whose later checkpoints are gone goes on from the one before, mined windows and all, now with workers.
     folder = tmp_path / "thread"
     (folder / "result.json").unlink()
     for step in (4, 6):
         subprocess.run(["rm", "-r", str(folder / "checkpoints" / str(step))], check=True)
-    assert losses("thread") == alone
+    assert losses("thread", "--gin_param=Plan.workers=2") == alone
 
 
 def test_hard_examples_take_their_share_of_a_batch():
