@@ -24,6 +24,7 @@ from research.training import losses, optimizers
 from research.training.step import Trainer
 
 VOCAB = 40
+SLOW = pytest.mark.slow
 CONFIG = DecoderConfig(stack=StackConfig(layers=3, width=16, heads=2))
 
 
@@ -56,7 +57,13 @@ def test_the_loss_is_the_weighted_mean_whatever_the_chunk(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [optimizers.AdamW(), optimizers.Lion(), optimizers.SGD()], ids=lambda o: type(o).__name__
+    "optimizer",
+    [
+        optimizers.AdamW(),
+        pytest.param(optimizers.Lion(), marks=SLOW),
+        pytest.param(optimizers.SGD(), marks=SLOW),
+    ],
+    ids=lambda o: type(o).__name__,
 )
 def test_one_step_of_scanned_layers_is_one_step_of_unrolled_layers(optimizer):
     """A pattern as long as the stack keeps every layer's parameters apart: nothing is scanned or stacked."""
@@ -150,7 +157,7 @@ def lines(folder):
     return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in read]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=SLOW)])
 def test_a_run_that_is_stopped_and_resumed_equals_one_that_is_not(tmp_path, number):
     code, said = run(tmp_path / "whole")
     assert code == 0, said
