@@ -111,7 +111,7 @@ class Data:
                 f"{len(self.parts)} parts; set Data.pack = 1 and give one corpus"
             )
 
-    @property
+    @functools.cached_property  # asked for with every example
     def mixture(self) -> Mixture:
         """The corpus as a mixture of one, or the mixture it is."""
         if isinstance(self.corpus, Mixture):
