@@ -64,8 +64,8 @@ def measure(name: str, data_dir: str | None) -> Line:
     )
     planned, _ = experiment.load([f"configs/{part}.gin" for part in parts], bindings)
     text = experiment.dataset(planned.data, data_dir)
-    functions = experiment.trainer(planned.model, text.tokenizer.vocab_size, planned.optimizer, planned.steps)
-    state = functions.initial(jax.random.key(0))
+    functions = experiment.trainer(planned, text.tokenizer.vocab_size)
+    state = functions.initial(jax.random.key(0), planned.numbers)
     batches = text.training(0)
     state, _ = jax.block_until_ready(functions.step(state, next(batches)))  # compiled
     made, read = [], []

@@ -1,25 +1,27 @@
 """Run the missing cells of a study: python -m experiments.launch --study=architecture --scale=smoke
 
 A cell is one arm with one seed. Its finished row lies in `results/<study>/<scale>/cells/`; a cell whose row is
-there is not run again, on any machine.
+there is not run again, on any machine. Cells that share a program may train as one ensemble, or in processes beside
+each other; what is faster is found out by trying.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
-import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from rich.console import Console
 
-from experiments import configs, experiment, start, study, tabulate
+from experiments import configs, experiment, grouping, running, start, study, tabulate
 from research.analysis import results, tables
 from research.training import loop
 
 FLAGS = flags.FLAGS
+HOW = ("auto", "alone", "ensemble", "processes")
+Outcome = float | Exception  # a held-out loss, or why there is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,41 +41,46 @@ class Cell:
         return f"{self.arm} seed {self.seed}"
 
     @functools.cached_property
-    def name(self) -> str:
-        """The name of its row and of its run folder: another experiment has another one."""
-        planned, _ = self.study.experiment(self.arm, self.seed)
-        return f"{self.arm}-s{self.seed}-{planned.key()[:12]}"
+    def job(self) -> running.Job:
+        """What there is to run; the name of its folder and its row says which experiment it is."""
+        planned, config = self.study.experiment(self.arm, self.seed)
+        name = f"{self.arm}-s{self.seed}-{planned.key()[:12]}"
+        return running.Job(planned, config, self.runs / name, self.title)
 
     @property
-    def folder(self) -> Path:
-        """Its run folder."""
-        return self.runs / self.name
+    def row(self) -> Path:
+        """The file of its row."""
+        return self.rows / f"{self.job.folder.name}.json"
 
 
-def missing(cells: list[Cell]) -> list[Cell]:
+def missing(cells: Sequence[Cell]) -> list[Cell]:
     """The cells that have no row for their experiment as it is now."""
-    return [cell for cell in cells if not (cell.rows / f"{cell.name}.json").exists()]
+    return [cell for cell in cells if not cell.row.exists()]
 
 
-def run(cell: Cell, *, timed: bool, console: Console) -> float:
-    """Run one cell and save its row, in place of an earlier row of the same arm and seed; its held-out loss.
+def run(cells: Sequence[Cell], *, timed: bool, console: Console) -> list[Outcome]:
+    """Run cells that share a program, or one cell, and save their rows.
 
-    `timed`: nothing else ran beside it, so its timing means something.
+    `timed`: nothing else runs beside them, so the timing of one cell means something.
     """
-    planned, config = cell.study.experiment(cell.arm, cell.seed)
-    result = experiment.run(
-        planned, config, cell.folder, data_dir=cell.data_dir, console=console, title=cell.title
-    )
+    try:
+        found = running.run_all([cell.job for cell in cells], data_dir=cells[0].data_dir, console=console)
+    except loop.Interrupted:
+        raise
+    except Exception as error:
+        return [error] * len(cells)
+    return [
+        result if isinstance(result, Exception) else save(cell, result, timed=timed)
+        for cell, result in zip(cells, found, strict=True)
+    ]
+
+
+def save(cell: Cell, result: running.Result, *, timed: bool) -> float:
+    """Save a cell's row, in place of an earlier row of the same arm and seed; its held-out loss."""
     # Memory is the process's, which has run other cells before.
-    timing = {**result.pop("timing"), "peak_memory_bytes": None}
-    row = results.Row(
-        study=cell.study.name,
-        scale=cell.study.scale,
-        arm=cell.arm,
-        seed=cell.seed,
-        timing=timing if timed else dict.fromkeys(timing),
-        **result,
-    )
+    timing = {**result["timing"], "peak_memory_bytes": None} if timed else dict.fromkeys(result["timing"])
+    place: dict[str, Any] = {"scale": cell.study.scale, "arm": cell.arm, "seed": cell.seed}
+    row = results.Row(study=cell.study.name, **place, **{**result, "timing": timing})
     superseded = set(cell.rows.glob(f"{cell.arm}-s{cell.seed}-*.json"))
     path = results.save(row, cell.rows)
     for old in superseded - {path}:
@@ -81,45 +88,64 @@ def run(cell: Cell, *, timed: bool, console: Console) -> float:
     return row.value("metrics.loss")
 
 
+def run_all(
+    cells: Sequence[Cell], *, how: str, workers: int, members: int, console: Console
+) -> Iterator[tuple[Cell, Outcome]]:
+    """Run the cells as `how` says (one of HOW), at most `members` in an ensemble; each cell as it is done."""
+    with grouping.Workers(workers) as pool:
+        elsewhere: list[Cell] = []
+        for way, some in _ways(cells, how, pool, members, console):
+            if way == "processes":
+                elsewhere += some
+                continue
+            size = members if way == "ensemble" else 1
+            for part in (some[first : first + size] for first in range(0, len(some), size)):
+                yield from zip(part, run(part, timed=True, console=console), strict=True)
+        yield from pool.each(_in_worker, elsewhere)
+
+
+def _ways(
+    cells: Sequence[Cell], how: str, pool: grouping.Workers, members: int, console: Console
+) -> Iterator[tuple[str, list[Cell]]]:
+    """Cells, and how to run them."""
+    if not cells:
+        return
+    data_dir = cells[0].data_dir
+    if how == "auto" and not grouping.worth_a_probe([cell.job.planned for cell in cells], data_dir):
+        how = "alone"
+    if how in ("alone", "processes"):
+        yield how, list(cells)
+        return
+    for index in grouping.shapes([cell.job.planned for cell in cells], data_dir):
+        some = [cells[i] for i in index]
+        if len(some) == 1:
+            yield "alone", some
+        elif how == "ensemble":
+            yield how, some
+        else:
+            planned = [cell.job.planned for cell in some]
+            yield grouping.choose(planned, pool, members, data_dir, console), some
+
+
 def _in_worker(cell: Cell) -> float:
     """Run a cell in a process of its own, quietly."""
-    start.process()
-    return run(cell, timed=False, console=Console(quiet=True))
+    (found,) = run([cell], timed=False, console=Console(quiet=True))
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
-def _run_all(cells: list[Cell], workers: int, console: Console) -> list[str]:
-    """Run the cells; one line for each that failed."""
-    failed = []
-
-    def finished(cell: Cell, loss: Callable[[], float]) -> None:
-        try:
-            console.print(f"{cell.title}  held-out loss {loss():.4f}", highlight=False)
-        except (loop.Interrupted, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            console.print(f"{cell.title}  failed", highlight=False)
-            failed.append(f"{cell.title}: {error}")
-
-    if workers == 1:
-        for cell in cells:
-            finished(cell, lambda cell=cell: run(cell, timed=True, console=console))
-        return failed
-
-    # Each worker gets its share of the cores; a forked JAX would hang, so workers are spawned.
-    threads = max((os.cpu_count() or 1) // workers, 1)
-    flag = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(_in_worker, cell): cell for cell in cells}
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                finished(futures[future], future.result)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return failed
+def time_rows(cells: Sequence[Cell], console: Console) -> None:
+    """Time some steps of cells that had others beside them when they ran, now that nothing else runs."""
+    for cell in cells:
+        (row,) = [row for row in results.load(cell.rows) if row.name == cell.row.name]
+        if row.timing["tokens_per_second"] is None:
+            planned = cell.job.planned
+            tokens = experiment.cost(planned.model, planned.data, cell.data_dir).tokens
+            rate = tokens / grouping.speed([planned], cell.data_dir)
+            console.print(f"{cell.title}  {rate:,.0f} tokens/s", highlight=False)
+            timing = {**row.timing, "tokens_per_second": rate}
+            results.save(dataclasses.replace(row, timing=timing), cell.rows)
 
 
 def main(argv: list[str]) -> int:
@@ -147,9 +173,23 @@ def main(argv: list[str]) -> int:
         console.print(f"{planned.name}/{planned.scale}: {len(todo)} of {len(cells)} cells to run")
         if FLAGS.dry_run:
             for cell in todo:
-                console.print(f"{cell.title}  {cell.folder}", highlight=False)
+                console.print(f"{cell.title}  {cell.job.folder}", highlight=False)
             return 0
-        failed = _run_all(todo, FLAGS.workers, console)
+        failed, ran = [], []
+        options = {
+            "how": FLAGS.how,
+            "workers": min(FLAGS.workers, max(len(todo), 1)),
+            "members": FLAGS.members,
+        }
+        for cell, found in run_all(todo, **options, console=console):
+            if isinstance(found, Exception):
+                console.print(f"{cell.title}  failed", highlight=False)
+                failed.append(f"{cell.title}: {found}")
+            else:
+                console.print(f"{cell.title}  held-out loss {found:.4f}", highlight=False)
+                ran.append(cell)
+        if "tokens_per_second" in planned.columns:
+            time_rows(ran, console)
         table = tabulate.render(planned, FLAGS.results_dir)
         tabulate.write(table, tabulate.folder(planned, FLAGS.results_dir))
         console.print(tables.rich_table(table))
@@ -168,7 +208,13 @@ if __name__ == "__main__":
     flags.DEFINE_string("scale", "smoke", "smoke, small or base")
     flags.DEFINE_integer("seeds", None, "so many seeds instead of the study's", lower_bound=1)
     flags.DEFINE_list("only", None, "arms to run, separated by commas")
-    flags.DEFINE_integer("workers", 1, "processes; timings are recorded with 1 only", lower_bound=1)
+    flags.DEFINE_enum(
+        "how", "auto", HOW, "one cell after another, as ensembles, in processes, or what is fastest"
+    )
+    flags.DEFINE_integer(
+        "workers", os.cpu_count() or 1, "processes, where cells run in processes", lower_bound=1
+    )
+    flags.DEFINE_integer("members", 8, "most cells in an ensemble", lower_bound=1)
     flags.DEFINE_string("results_dir", "results", "folder of the result rows")
     flags.DEFINE_string("runs_dir", "runs", "folder of the run folders")
     flags.DEFINE_string("data_dir", None, "folder of downloaded archives (default: the user's cache)")

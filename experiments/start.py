@@ -15,7 +15,7 @@ CACHE_BYTES = 4 * 2**30  # of compiled programs on disk; the least recently used
 
 def process() -> None:
     """Set up the process: quiet logs, kept compilations and, on Linux, an allocator that keeps its memory and the
-    widest vectors of the CPU.
+    widest vectors of the CPU. Call it before JAX looks for devices; `settings` says what was set.
 
     Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or below the user's cache.
     """
@@ -26,17 +26,49 @@ def process() -> None:
         # A bounded cache is a locked one: without the lock a process may read what another is still writing.
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    if os.environ.get("RESEARCH_KEEP_MEMORY", "1") != "0" and platform.libc_ver()[0] == "glibc":
+    if _keeps_memory():
         _keep_memory()
-    _widen_vectors()
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists() and "avx512f" in cpu.read_text():
+        xla_flag("--xla_cpu_prefer_vector_width", "512")  # exp runs twice as fast
 
 
-def _widen_vectors() -> None:
-    """Let XLA:CPU use 512-bit vectors where there are any (exp runs twice as fast); flags of the user's own win."""
-    flag, cpu = "--xla_cpu_prefer_vector_width", Path("/proc/cpuinfo")
+def settings() -> dict[str, str]:
+    """What decides the speed of this process and not the numbers, for the record of a run."""
+    return {
+        "allocator": "kept" if _keeps_memory() else "system",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def deterministic() -> None:
+    """Let a GPU sum in the same order every time; before JAX looks for devices."""
+    xla_flag("--xla_gpu_deterministic_ops", "true")
+
+
+def distributed(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Join the other processes of a run; where all is None, the cluster (Slurm, a TPU pod) says who they are.
+
+    Raises:
+      ValueError: some but not all are given.
+    """
+    given = [value is not None for value in (coordinator, processes, process)]
+    if any(given) and not all(given):
+        raise ValueError(
+            f"--coordinator={coordinator} --processes={processes} --process={process}: expected all of them, or none"
+        )
+    jax.distributed.initialize(coordinator, processes, process)
+
+
+def xla_flag(name: str, value: str) -> None:
+    """Add a flag of XLA's for devices that JAX has not looked for yet; a flag of the user's own wins."""
     own = os.environ.get("XLA_FLAGS", "")
-    if flag not in own and cpu.exists() and "avx512f" in cpu.read_text():
-        os.environ["XLA_FLAGS"] = f"{own} {flag}=512".strip()
+    if name not in own:
+        os.environ["XLA_FLAGS"] = f"{own} {name}={value}".strip()
+
+
+def _keeps_memory() -> bool:
+    return os.environ.get("RESEARCH_KEEP_MEMORY", "1") != "0" and platform.libc_ver()[0] == "glibc"
 
 
 def _keep_memory() -> None:

@@ -1,5 +1,6 @@
 """Train one experiment: python -m experiments.train --gin_file=configs/architecture/prefix_lm.gin --run_dir=runs/x"""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import jax
 from absl import app, flags
 from rich.console import Console
 
-from experiments import configs, experiment, start
+from experiments import configs, experiment, running, start
 from research.training import loop
 
 FLAGS = flags.FLAGS
@@ -15,6 +16,15 @@ flags.DEFINE_multi_string("gin_file", [], "gin file; repeat it, later files over
 flags.DEFINE_multi_string("gin_param", [], 'gin binding, e.g. "train.steps=200"; repeat it')
 flags.DEFINE_string("run_dir", None, "folder of the run; a second call resumes it")
 flags.DEFINE_string("data_dir", None, "folder of downloaded archives (default: the user's cache)")
+flags.DEFINE_string(
+    "profile", None, "first:last, steps of which a trace is written to the run folder's profile/"
+)
+flags.DEFINE_bool(
+    "distributed", False, "one of several processes, which the cluster knows of (Slurm, a TPU pod)"
+)
+flags.DEFINE_string("coordinator", None, "host:port of process 0, where no cluster knows")
+flags.DEFINE_integer("processes", None, "how many processes there are", lower_bound=1)
+flags.DEFINE_integer("process", None, "which of them this one is, from 0", lower_bound=0)
 flags.DEFINE_bool("dry_run", False, "print config, shapes, parameters and one decoded batch; train nothing")
 
 
@@ -23,8 +33,8 @@ def describe(planned: experiment.Experiment, config: str, data_dir: str | None, 
     text = experiment.dataset(planned.data, data_dir)
     batch = next(itertools.islice(text.training(planned.seed), 1))
     price = experiment.cost(planned.model, planned.data, data_dir)
-    functions = experiment.trainer(planned.model, text.tokenizer.vocab_size, planned.optimizer, planned.steps)
-    state = jax.eval_shape(functions.initial, jax.random.key(0))
+    functions = experiment.trainer(planned, text.tokenizer.vocab_size)
+    state = jax.eval_shape(functions.initial, jax.random.key(0), planned.numbers)
 
     console.print(config, markup=False, highlight=False)
     console.rule("parameters")
@@ -48,6 +58,13 @@ def describe(planned: experiment.Experiment, config: str, data_dir: str | None, 
     console.print("labels with weight: " + text.tokenizer.decode(scored), markup=False)
 
 
+def _steps(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise configs.ConfigError(f"--profile={text}: expected first:last, two steps, e.g. --profile=10:12")
+    return int(first), int(last)
+
+
 def main(argv: list[str]) -> int:
     """Train, or describe with --dry_run. Returns the exit code."""
     if len(argv) > 1:
@@ -60,14 +77,21 @@ def main(argv: list[str]) -> int:
                 "no --gin_file; for example --gin_file=configs/architecture/prefix_lm.gin"
             )
         planned, config = experiment.load(FLAGS.gin_file, FLAGS.gin_param)
+        if FLAGS.profile:
+            planned = dataclasses.replace(
+                planned, plan=dataclasses.replace(planned.plan, profile=_steps(FLAGS.profile))
+            )
+        if planned.deterministic:
+            start.deterministic()
+        if FLAGS.distributed or FLAGS.coordinator:
+            start.distributed(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         if FLAGS.dry_run:
             describe(planned, config, FLAGS.data_dir, console)
             return 0
         if not FLAGS.run_dir:
             raise configs.ConfigError("no --run_dir; for example --run_dir=runs/prefix")
-        result = experiment.run(
-            planned, config, Path(FLAGS.run_dir), data_dir=FLAGS.data_dir, console=console
-        )
+        job = running.Job(planned, config, Path(FLAGS.run_dir))
+        result = running.run(job, data_dir=FLAGS.data_dir, console=console)
     except loop.Interrupted as stopped:
         console.print(str(stopped))
         return 130

@@ -30,6 +30,7 @@ class Budget:
     Attributes:
       parameters: number of parameters.
       forward_flops: of one forward pass.
+      attention_flops: its share of attention, by visible pairs.
       train_flops: of one training step.
       tokens: tokens read, source and target, padding excluded.
       loss_tokens: targets, by weight.
@@ -37,9 +38,20 @@ class Budget:
 
     parameters: int
     forward_flops: float
+    attention_flops: float
     train_flops: float
     tokens: float
     loss_tokens: float
+
+    @property
+    def backward_flops(self) -> float:
+        """Of one backward pass."""
+        return self.train_flops - self.forward_flops
+
+    @property
+    def attention_share(self) -> float:
+        """Of attention in all model FLOPs."""
+        return self.attention_flops / self.forward_flops
 
     @property
     def flops_per_token(self) -> float:
@@ -52,18 +64,19 @@ def count(config: FamilyConfig, *, vocab: int, batches: Sequence[Batch]) -> Budg
     recorder = _Recorder()
     recorded = _with_backend(config, recorder)
     model = jax.eval_shape(lambda: recorded.build(vocab=vocab, key=jax.random.key(0)))
-    forward = []
+    forward, pairs = [], []
     for batch in batches:
         recorder.calls.clear()
         # The batch is closed over, not traced: so the slots that reach `attend` are values.
         trace = jax.make_jaxpr(lambda model, batch=batch: model(batch))(model)
         products, calls = _count(getattr(trace, "jaxpr", trace))
-        attention = sum(times * recorder.calls[i].flops() for i, times in calls.items())
-        forward.append(products + attention)
+        pairs.append(sum(times * recorder.calls[i].flops() for i, times in calls.items()))
+        forward.append(products + pairs[-1])
     flops = float(np.mean(forward))
     return Budget(
         parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model)),
         forward_flops=flops,
+        attention_flops=float(np.mean(pairs)),
         train_flops=(1 + BACKWARD) * flops,
         tokens=float(np.mean([tokens_read(batch) for batch in batches])),
         loss_tokens=float(np.mean([batch.weights.sum() for batch in batches])),

@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt
 
 from research.attention.dense import FLOOR, kept
 from research.attention.intervals import numpy_of
 from research.attention.masks import Mask, Same, Slots, blocks, key_major, places, visibility
+from research.attention.platforms import platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def attend(
     bias: Any = None,
     scale: float,
     softcap: float | None = None,
-    dropout: tuple[float, Array] | None = None,
+    dropout: tuple[float, UInt[Array, "*b h"]] | None = None,
     schedule: Callable[..., Any] | None = None,
 ) -> tuple[Float[Array, "*b q h e"], Float[Array, "*b h q"]]:
     """Attention output and log-sum-exp of the scores; see `core.attend` for the arguments.
@@ -80,7 +81,7 @@ def attend(
 
     word = None
     if dropout is not None:
-        word = jax.random.bits(dropout[1], (*batch, heads, 1, 1)).reshape(rows, groups, 1, repeats, 1)
+        word = dropout[1].reshape(rows, groups, 1, repeats, 1)
     out, lse = _attend(
         _Rule(mask & Same(), softcap, 0.0 if dropout is None else dropout[0]),
         _pad(heads_first(q * scale, groups, repeats), -2, plan.q_length),
@@ -199,7 +200,7 @@ def static(mask: Mask, q: Slots, k: Slots, *, size: int) -> Static:
 
 def best(mask: Mask, q: Slots, k: Slots) -> Dynamic | Static:
     """The schedule with the least work on this platform, counting what it costs to start a tile."""
-    tiling = TILINGS.get(jax.default_backend(), TILINGS["gpu"])
+    tiling = TILINGS.get(platform(), TILINGS["gpu"])
     if k.length <= tiling.unrolled:
         return static(mask, q, k, size=max(64, -(-k.length // CHUNKS)))
 

@@ -1,14 +1,16 @@
 """`attend`: the one door to masked attention. Every family, mask and position scheme goes through it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt
 
-from research.attention import blockwise, cudnn, dense, splash
+from research.attention import blockwise, cudnn, dense, sharded, splash
 from research.attention.masks import Mask, Slots
+from research.attention.platforms import platform
 
 Backend = Callable[..., tuple[Array, Any]]
 
@@ -48,12 +50,10 @@ def resolved_name(backend: str) -> str:
 
 def _names(backend: str) -> tuple[str, ...]:
     if backend == "auto":
-        platform = jax.default_backend()
-        if (
-            platform == "tpu" and jax.device_count() > 1
-        ):  # XLA cannot partition splash: wrap it in a shard_map
-            return ("blockwise",)
-        return AUTO.get(platform, ("blockwise",))
+        here = platform()
+        if here == "tpu" and jax.device_count() > 1 and jax.sharding.get_abstract_mesh().empty:
+            return ("blockwise",)  # without a mesh no `shard_map` does for splash what XLA cannot
+        return AUTO.get(here, ("blockwise",))
     if backend not in BACKENDS:
         raise ValueError(
             f"attention backend {backend!r}: expected one of {['auto', *BACKENDS]}; set StackConfig.backend"
@@ -73,21 +73,22 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Float[Array, "h"] | None = None,
-    dropout: tuple[float, Array] | None = None,
+    dropout: tuple[float, UInt[Array, "*b h"]] | None = None,
     backend: str | Backend = "auto",
     return_lse: bool = False,
 ) -> Float[Array, "*b q h e"] | tuple[Float[Array, "*b q h e"], Float[Array, "*b h q"]]:
-    """Masked attention, softmax in float32 or wider.
+    """Masked attention, softmax in float32 or wider; over the devices of the ambient mesh, see `sharded`.
 
     Args:
       q, k, v: queries, keys and values; h % g == 0 (grouped queries), v's width may differ from k's.
       mask: which keys a query sees; `Same()` (same segment, no padding) is always added.
       q_slots, k_slots: what the mask and the bias know of the queries and of the keys.
-      bias: a pytree called as `bias(q_slots, k_slots) -> [*b h q k]`, added to the scores after the soft cap.
+      bias: a pytree called as `bias(q_slots, k_slots) -> [*b h q k]`, added to the scores after the soft cap; its
+        leaves end in the axis of heads.
       scale: of the scores; 1 / sqrt(d) where None.
       softcap: c * tanh(score / c) (Gemma 2).
       sinks: one learned logit a head that takes part in the softmax with a value of zero.
-      dropout: (rate, key) on the probabilities; see `dense.kept`.
+      dropout: of the probabilities, (rate, a random word for each row and head); see `dense.kept`.
       backend: "auto", a name of BACKENDS, or a callable with `dense.attend`'s signature.
       return_lse: also return the log-sum-exp of the scores, without the sinks.
 
@@ -106,21 +107,31 @@ def attend(
     for name, length, slots in (("q", q.shape[-3], q_slots), ("k", k.shape[-3], k_slots)):
         if length != slots.length:
             raise ValueError(f"attend: {name} has {length} positions but its slots have {slots.length}")
-    call = {
-        "mask": mask,
-        "q_slots": q_slots,
-        "k_slots": k_slots,
-        "bias": bias,
-        "softcap": softcap,
-        "dropout": dropout,
-    }
-    run = choose(backend, q=q, k=k, v=v, needs_lse=sinks is not None or return_lse, **call)
-    out, lse = run(q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, **call)
+    out, lse = sharded.attend(
+        functools.partial(_run, backend, sinks is not None or return_lse),
+        q,
+        k,
+        v,
+        mask=mask,
+        q_slots=q_slots,
+        k_slots=k_slots,
+        bias=bias,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        softcap=softcap,
+        dropout=dropout,
+    )
     if sinks is not None:  # a sink only adds exp(sink) to the denominator
         share = jax.nn.sigmoid(lse - sinks[:, None])
         out = out * share.swapaxes(-1, -2)[..., None]
     out = out.astype(q.dtype)
     return (out, lse) if return_lse else out
+
+
+def _run(
+    backend: str | Backend, needs_lse: bool, q: Array, k: Array, v: Array, *, scale: float, **call: Any
+) -> tuple[Array, Any]:
+    run = choose(backend, q=q, k=k, v=v, needs_lse=needs_lse, **call)
+    return run(q, k, v, scale=scale, **call)
 
 
 def received(

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt
 
 from research.attention.masks import Causal, Full, Mask, Same, Slots, Window
 
@@ -32,7 +32,7 @@ def attend(
     bias: Any = None,
     scale: float,
     softcap: float | None = None,
-    dropout: tuple[float, Array] | None = None,
+    dropout: tuple[float, UInt[Array, "*b h"]] | None = None,
 ) -> tuple[Float[Array, "*b q h d"], None]:
     """Attention output, and None for the log-sum-exp; see `core.attend` for the arguments.
 
@@ -86,7 +86,7 @@ def refuses(
     k_slots: Slots,
     bias: Any = None,
     softcap: float | None = None,
-    dropout: tuple[float, Array] | None = None,
+    dropout: tuple[float, UInt[Array, "*b h"]] | None = None,
     needs_lse: bool = False,
 ) -> str | None:
     """Why this backend cannot honour a call, in one line; None where it can."""

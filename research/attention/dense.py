@@ -22,7 +22,7 @@ def attend(
     bias: Any = None,
     scale: float,
     softcap: float | None = None,
-    dropout: tuple[float, Array] | None = None,
+    dropout: tuple[float, UInt[Array, "*b h"]] | None = None,
 ) -> tuple[Float[Array, "*b q h e"], Float[Array, "*b h q"]]:
     """Attention output and log-sum-exp of the scores; see `core.attend` for the arguments.
 
@@ -49,9 +49,8 @@ def attend(
     total = jnp.maximum(shares.sum(-1, keepdims=True), jnp.finfo(wide).tiny)
 
     if dropout is not None:
-        rate, key = dropout
-        word = jax.random.bits(key, (*batch, heads, 1, 1))
-        survive = kept(word, jnp.arange(queries)[:, None], jnp.arange(keys), rate)
+        rate, word = dropout
+        survive = kept(word[..., None, None], jnp.arange(queries)[:, None], jnp.arange(keys), rate)
         shares = jnp.where(survive, shares / (1 - rate), 0)
 
     shares = shares.astype(v.dtype).reshape(*batch, groups, heads // groups, queries, keys)
@@ -66,9 +65,13 @@ def kept(
     """Which (query, key) pairs dropout keeps: an integer hash (Murmur3's finaliser) of a random word and the
     pair's indices, so that every backend and every tile size drops the same entries.
     """
-    bits = word ^ (q_index.astype(jnp.uint32) * jnp.uint32(0x9E3779B1))
-    bits = _mix(bits) ^ (k_index.astype(jnp.uint32) * jnp.uint32(0x85EBCA77))
+    bits = _mix(advanced(word, q_index)) ^ (k_index.astype(jnp.uint32) * jnp.uint32(0x85EBCA77))
     return _mix(bits) >= jnp.uint32(min(int(rate * 2**32), 2**32 - 1))
+
+
+def advanced(word: UInt[Array, "..."], queries: Int[Array, "..."]) -> UInt[Array, "..."]:
+    """The word with which `kept` finds at query i what it finds at query i + `queries` with the one given."""
+    return word + queries.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
 
 
 def _mix(bits: Array) -> Array:

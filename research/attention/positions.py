@@ -6,6 +6,7 @@ A *scheme* is a frozen value that a config holds; `scheme.build(...)` gives what
     query(q, slots)     rotates or widens the queries         rotary, Transformer-XL's relative
     key(k, slots)       the same for the keys
     bias                None, or a pytree called as bias(q_slots, k_slots) -> [*b h q k]    ALiBi, T5
+                        whose leaves end in the axis of heads, so that devices can share them out
     reindexes           whether keys depend on later coordinates    rotary under DynamicNTK
 
 One built scheme serves all layers of a stack that name it. Scores are scaled by the width of a head before any
@@ -32,7 +33,10 @@ from research.attention.rotary import YaRN as YaRN
 class Positions:
     """The interface of a built scheme, doing nothing: what `NoPosition` is."""
 
-    bias: Any = None
+    @property
+    def bias(self) -> Any:
+        """What `attend` adds to the scores, or None."""
+        return None
 
     @property
     def reindexes(self) -> bool:
@@ -255,7 +259,7 @@ class ALiBi(Scheme):
     """Scores fall linearly with distance, one fixed slope a head (Press et al. 2022)."""
 
     def build(self, *, width: int, heads: int, head_dim: int, causal: bool, key: Array) -> Positions:
-        return Biased(LinearBias(alibi_slopes(heads)))
+        return Sloped(alibi_slopes(heads))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,28 +282,41 @@ class T5Bias(Scheme):
 
     def build(self, *, width: int, heads: int, head_dim: int, causal: bool, key: Array) -> Positions:
         bidirectional = not causal if self.bidirectional is None else self.bidirectional
-        return Biased(BucketBias(self.buckets, self.distance, bidirectional, heads, key))
+        return Bucketed(BucketBias(self.buckets, self.distance, bidirectional, heads, key))
 
 
-class Biased(nnx.Module, Positions):
-    """A scheme that is nothing but a bias."""
-
-    def __init__(self, bias: Any):
-        self.bias = bias
-
-
-@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class LinearBias:
-    """ALiBi's bias: minus the head's slope times the distance, in either direction."""
+class Sloped(Positions):
+    """ALiBi built: its slopes are no parameters, so they are no leaves of the model."""
 
     slopes: tuple[float, ...]
+
+    @property
+    def bias(self) -> "LinearBias":
+        return LinearBias(jnp.asarray(self.slopes, jnp.float32))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearBias:
+    """ALiBi's bias: minus the head's slope times the distance, in either direction. `slopes`: f32[h], never learned."""
+
+    slopes: Any
 
     def __call__(self, q: Slots, k: Slots) -> Float[Array, "*b h q k"]:
         """The bias of every pair."""
         distance = jnp.abs(q.coordinate()[..., :, None] - k.coordinate()[..., None, :])
-        slopes = jnp.asarray(self.slopes, jnp.float32)[:, None, None]
+        slopes = jax.lax.stop_gradient(self.slopes)[:, None, None]
         return -slopes * distance[..., None, :, :].astype(jnp.float32)
+
+
+class Bucketed(nnx.Module, Positions):
+    """T5's scheme built: nothing but its bias."""
+
+    bias: Any = None
+
+    def __init__(self, bias: "BucketBias"):
+        self.bias = bias
 
 
 class BucketBias(nnx.Module):

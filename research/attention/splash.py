@@ -10,6 +10,8 @@ backward pass calls the two gradient kernels with `delta = out . d_out - d_lse`,
 algorithm 4); they are private, and tests/attention/test_splash.py says when a new JAX changes them.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import math
@@ -20,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from research.attention.dense import FLOOR
 from research.attention.intervals import FAR, UNKNOWN, Interval, as_truth
 from research.attention.masks import Mask, Slots, View
+from research.attention.platforms import platform
 
 LANES = 128  # every block is a multiple of a TPU's vector lanes
 BLOCK = 512  # the longest block of queries and of keys
@@ -42,7 +45,7 @@ def attend(
     bias: Any = None,
     scale: float,
     softcap: float | None = None,
-    dropout: tuple[float, Array] | None = None,
+    dropout: tuple[float, UInt[Array, "*b h"]] | None = None,
     interpret: bool | None = None,
 ) -> tuple[Float[Array, "*b q h e"], Float[Array, "*b h q"]]:
     """Attention output and log-sum-exp of the scores; see `core.attend` for the arguments.
@@ -69,7 +72,7 @@ def attend(
         raise ValueError(reason)
     *batch, queries, heads, _ = q.shape
     rows, wide = math.prod(batch), jnp.promote_types(q.dtype, jnp.float32)
-    kernel = _Kernel(line, softcap, jax.default_backend() != "tpu" if interpret is None else interpret)
+    kernel = _Kernel(line, softcap, platform() != "tpu" if interpret is None else interpret)
 
     def heads_first(x: Array, length: int) -> Array:
         x = jnp.moveaxis(x.reshape(rows, *x.shape[-3:]), 1, 2)
@@ -102,7 +105,7 @@ def refuses(
     k_slots: Slots,
     bias: Any = None,
     softcap: float | None = None,
-    dropout: tuple[float, Array] | None = None,
+    dropout: tuple[float, UInt[Array, "*b h"]] | None = None,
     needs_lse: bool = False,
 ) -> str | None:
     """Why this backend cannot honour a call, in one line; None where it can."""
@@ -246,7 +249,8 @@ def _forward_kernel(kernel: _Kernel) -> splash_attention_kernel.SplashAttentionK
         block_q_dq=q_size,
         block_kv_dq=k_size,
     )
-    with jax.ensure_compile_time_eval():
+
+    def make() -> splash_attention_kernel.SplashAttentionKernel:
         made = splash_attention.make_splash_mha_single_device(
             splash_attention.MultiHeadMask((kernel.line,)),  # one list for all heads
             block_sizes=sizes,
@@ -254,7 +258,11 @@ def _forward_kernel(kernel: _Kernel) -> splash_attention_kernel.SplashAttentionK
             attn_logits_soft_cap=kernel.softcap,
             interpret=kernel.interpret,
         )
-    return jax.tree.map(np.asarray, made)
+        return jax.tree.map(np.asarray, made)
+
+    # It computes, so it must know neither the trace nor the mesh around us: a new thread does not.
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(make).result()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -269,7 +277,8 @@ def _attend(
     def row(q: Array, k: Array, v: Array, *segments: Array) -> Any:
         return _forward_kernel(kernel)(q, k, v, splash_attention.SegmentIds(*segments))
 
-    out, (lse,) = jax.vmap(row)(q, k, v, q_segment, k_segment)
+    with _precision(q.dtype):
+        out, (lse,) = jax.vmap(row)(q, k, v, q_segment, k_segment)
     seen = lse > FLOOR  # of a row with nothing to see the kernel makes a mean of something, or 0 / 0
     return jnp.where(seen[..., None], out, 0), jnp.where(seen, lse, FLOOR)
 
@@ -312,7 +321,14 @@ def _backward(kernel: _Kernel, saved: Any, cotangent: tuple[Array, Array]) -> tu
         )
         return dq, dk, dv
 
-    return (*jax.vmap(row)(*args, lse, d_out, delta), None, None)
+    with _precision(args[0].dtype):
+        return (*jax.vmap(row)(*args, lse, d_out, delta), None, None)
+
+
+def _precision(dtype: Any) -> contextlib.AbstractContextManager:
+    """Products of bfloat16 are exact in float32 already, and Mosaic refuses to be asked for more."""
+    narrow = dtype == jnp.bfloat16
+    return jax.default_matmul_precision("default") if narrow else contextlib.nullcontext()
 
 
 _attend.defvjp(_save, _backward)

@@ -365,12 +365,11 @@ class _Blocks:
     seed: int
     rows: int
     host: int
-    hosts: int
     hard: tuple[int, ...]
 
     def __call__(self, block: int) -> Features:
         data = self.dataset.data
-        rows = self.host + self.hosts * np.arange(self.rows)  # of the batch of all hosts together
+        rows = self.host * self.rows + np.arange(self.rows)  # of the batch of all hosts together
         draws = [self.order[block * data.batch + int(row)] for row in rows]
         if data.hard is not None:
             draws = data.hard.replaced(draws, self.hard, step=block, rows=rows, batch=data.batch)
@@ -400,7 +399,7 @@ class Batches(Iterator[Batch]):
         self._data, self._workers = data, workers
         self._ahead: Any = None
         self._stream = dataset.stream("train", seed) if isinstance(data.layout, Stream) else None
-        self._blocks = _Blocks(dataset, dataset.draws(seed), seed, data.batch // hosts, host, hosts, ())
+        self._blocks = _Blocks(dataset, dataset.draws(seed), seed, data.batch // hosts, host, ())
         self.set_state({"step": 0, "next": 0, "waiting": [], "hard": []})
 
     def get_state(self) -> dict[str, Any]:
@@ -411,6 +410,8 @@ class Batches(Iterator[Batch]):
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self._step, self._next = state["step"], state["next"]
+        if self._data.pack == 1:  # then the step says it for any number of hosts
+            self._next = self._step * self._blocks.rows
         self._blocks = dataclasses.replace(self._blocks, hard=tuple(state["hard"]))
         self._waiting = [(number, self._made_again(number)) for number in state["waiting"]]
         self._start()
@@ -422,7 +423,8 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         if self._stream is not None:
-            own = slice(self._blocks.host, None, self._blocks.hosts)
+            first = self._blocks.host * self._blocks.rows
+            own = slice(first, first + self._blocks.rows)
             rows = {name: lines[own] for name, lines in self._stream.batch(self._step).items()}
         elif self._data.pack == 1:
             rows = next(self._ahead)

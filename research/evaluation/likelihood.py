@@ -1,7 +1,7 @@
 """Held-out likelihood."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,18 @@ from research.training.step import Trainer
 
 
 def held_out(
-    trainer: Trainer, params: Any, batches: Sequence[Batch], tokenizer: Tokenizer | None
+    trainer: Trainer,
+    params: Any,
+    batches: Sequence[Batch],
+    tokenizer: Tokenizer | None,
+    *,
+    place: Callable[[Sequence[Batch]], Sequence[Batch]] = lambda batches: batches,
 ) -> dict[str, float]:
     """`loss`: nats per target token; `bits_per_byte`: bits for each byte of text among the targets, if there is any.
 
-    `tokenizer`: of the labels; None: they are classes, not text.
+    `tokenizer`: of the labels; None: they are classes, not text. `place`: puts batches on the devices.
     """
-    loss = trainer.evaluate(params, batches)
+    loss = trainer.evaluate(params, place(batches))
     if tokenizer is None:
         return {"loss": loss}
     targets = sum(float(batch.weights.sum()) for batch in batches)

@@ -75,7 +75,7 @@ class StackConfig:
     attention_dropout: float = 0.0
     softcap: float | None = None
     sinks: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
     unroll: int = 1
     backend: str | Callable = "auto"

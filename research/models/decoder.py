@@ -11,7 +11,7 @@ from research.attention.recurrence import Recurrence
 from research.batch import Batch, Tokens
 from research.models.cache import Cache, Output, extend, prefill, remember
 from research.models.config import StackConfig
-from research.models.layers import Embedding, Head, child
+from research.models.layers import Embedding, Head, child, row_keys
 from research.models.stack import Stack
 
 
@@ -74,7 +74,7 @@ class Decoder(nnx.Module):
         Args:
           batch: what to read.
           carry: the memory that the segment before left; None: no memory yet.
-          key: switches dropout on.
+          key: switches dropout on: one key, or one for each row of the batch.
 
         Raises:
           ValueError: the batch has a source, which one stack cannot read, or a carry has no memory to go to.
@@ -84,6 +84,7 @@ class Decoder(nnx.Module):
                 f"{type(self).__name__} reads one line of tokens, but the batch has a source; "
                 "set Data.layout = @layouts.Concatenate() (decoders) or @layouts.InPlace() (encoders)"
             )
+        key = row_keys(key, len(batch.labels))
         return remember(
             self.stack, self.embedding, batch.target, carry, mask=self.config.mask, source=None, key=key
         )

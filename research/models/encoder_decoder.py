@@ -11,7 +11,7 @@ from research.attention.recurrence import Recurrence
 from research.batch import Batch, Tokens
 from research.models.cache import Cache, Output, extend, prefill, remember
 from research.models.config import StackConfig
-from research.models.layers import Embedding, Head, Source, child
+from research.models.layers import Embedding, Head, Source, child, row_keys
 from research.models.stack import Stack
 
 
@@ -84,7 +84,7 @@ class EncoderDecoder(nnx.Module):
         Args:
           batch: what to read.
           carry: the memory that the decoder's segment before left; None: no memory yet.
-          key: switches dropout on.
+          key: switches dropout on: one key, or one for each row of the batch.
 
         Raises:
           ValueError: the batch has no source to encode, or a carry has no memory to go to.
@@ -94,13 +94,16 @@ class EncoderDecoder(nnx.Module):
                 "EncoderDecoder reads a source and a target, but the batch has no source; "
                 "set Data.layout = @layouts.Split()"
             )
+        key = row_keys(key, len(batch.labels))
         source = self.encode(batch.source, key=None if key is None else child(key, "source"))
         return remember(
             self.decoder, self.embedding, batch.target, carry, mask=self.config.mask, source=source, key=key
         )
 
     def encode(self, tokens: Tokens, *, key: Array | None = None) -> Source:
-        """The source as the decoder cross-attends to it; a tied stack reads it without cross-attention."""
+        """The source as the decoder cross-attends to it; a tied stack reads it without cross-attention. `key`, one for
+        each row, switches dropout on.
+        """
         stack = self.encoder or self.decoder
         x = self.embedding(tokens.ids)
         hidden, _ = stack(x, slots=tokens.slots, mask=self.config.encoder_mask, key=key)

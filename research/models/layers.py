@@ -1,6 +1,7 @@
 """The layers of a block. Every parameter's initial value depends on its path and the model's key alone."""
 
 import dataclasses
+import functools
 import zlib
 from typing import Any, NamedTuple
 
@@ -10,7 +11,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from research.attention import sharded
 from research.attention.core import attend, received
+from research.attention.dense import kept
 from research.attention.masks import Full, Mask, Slots
 from research.attention.memory import Layer, Reading
 from research.attention.positions import Positions
@@ -19,9 +22,72 @@ from research.models.config import StackConfig
 ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
 
 
+def folded(key: Array, data: Any) -> Array:
+    """`jax.random.fold_in` of one key, or of the key of each row."""
+    return jnp.vectorize(jax.random.fold_in, excluded={1})(key, data)
+
+
 def child(key: Array, name: str) -> Array:
     """The key of the part called `name`: adding a part never changes the others."""
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return folded(key, zlib.crc32(name.encode()))
+
+
+def row_keys(key: Array | None, rows: int) -> Array | None:
+    """A key for each row: those given, or made of one key and the row's index, whatever other rows there are.
+
+    Raises:
+      ValueError: keys, but not one for each row.
+    """
+    if key is None or key.shape == (rows,):
+        return key
+    if key.ndim:
+        raise ValueError(
+            f"key: {key.shape} keys, expected one key or ({rows},), one for each row of the batch"
+        )
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+
+def dropped(x: Float[Array, "b n m"], rate: float, key: Array | None) -> Float[Array, "b n m"]:
+    """Dropout, where there are keys: what a row loses depends on its own key alone."""
+    if key is None or not rate:
+        return x
+    word = jax.vmap(jax.random.bits)(key)[:, None, None]
+    keep = kept(word, jnp.arange(x.shape[1])[:, None], jnp.arange(x.shape[2]), rate)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def spread(x: Float[Array, "*b n m"]) -> Float[Array, "*b n m"]:
+    """Hidden states split over the ambient mesh as attention splits them: by rows and tokens, features whole."""
+    return sharded.placed(x, sharded.ROWS, sharded.SEQUENCE, ()) if x.ndim == 3 else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: Float[Array, "*b m"], kernel: Float[Array, "m n"], out: Any = None) -> Float[Array, "*b n"]:
+    """x @ kernel, in dtype `out` where it is given. Its own rule would make the kernel's gradient as the transpose of a
+    transposed product, for which XLA:CPU copies one side and then runs at a third of its speed.
+    """
+    return jnp.matmul(x, kernel, preferred_element_type=out)
+
+
+def _product_save(x: Array, kernel: Array, out: Any) -> tuple[Array, tuple[Array, Array]]:
+    return product(x, kernel, out), (x, kernel)
+
+
+def _product_gradients(out: Any, saved: tuple[Array, Array], d: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    d = d.astype(x.dtype)
+    wide = x.shape[-1] <= d.shape[-1]
+    few, many = (x, d) if wide else (d, x)
+    # A tall result would be slow as well. The barrier keeps XLA from swapping the sides back.
+    found = jax.lax.optimization_barrier(jnp.einsum("...m,...n->mn", few, many))
+    return d @ kernel.T, found if wide else found.T
+
+
+product.defvjp(_product_save, _product_gradients)
+
+
+def _dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    return product(x, kernel)
 
 
 def linear(inputs: int, outputs: int, config: StackConfig, key: Array) -> nnx.Linear:
@@ -31,6 +97,7 @@ def linear(inputs: int, outputs: int, config: StackConfig, key: Array) -> nnx.Li
         outputs,
         use_bias=config.use_bias,
         dtype=config.compute_dtype,
+        dot_general=_dot_general,
         rngs=nnx.Rngs(params=key),
     )
 
@@ -55,13 +122,14 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: Int[Array | np.ndarray, "*b n"]) -> Float[Array, "*b n m"]:
         """Vectors of the tokens, scaled by sqrt(m)."""
-        width = self.table.shape[-1]
-        return jnp.take(self.table[...], ids, axis=0).astype(self.dtype) * width**0.5
+        # Over a mesh, rows of the table are made whole before they are read: XLA would gather ids instead.
+        table = sharded.placed(self.table[...], sharded.HEADS, ())
+        return spread(jnp.take(table, ids, axis=0).astype(self.dtype) * table.shape[-1] ** 0.5)
 
     def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
         """Scores of every token, in float32."""
         table = self.table[...].astype(hidden.dtype)
-        return jnp.einsum("...m,vm->...v", hidden, table, preferred_element_type=jnp.float32)
+        return product(hidden, table.T, jnp.float32)
 
 
 class Head(nnx.Module):
@@ -73,7 +141,7 @@ class Head(nnx.Module):
     def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
         """Scores of every token (or class), in float32."""
         kernel = self.kernel[...].astype(hidden.dtype)
-        return jnp.einsum("...m,mv->...v", hidden, kernel, preferred_element_type=jnp.float32)
+        return product(hidden, kernel, jnp.float32)
 
 
 class Attention(nnx.Module):
@@ -106,10 +174,13 @@ class Attention(nnx.Module):
         key: Array | None = None,
         **line: Any,
     ) -> Float[Array, "*b q m"]:
-        """What queries that know their place read; `line`: the mask and the slots of both sides; `key` switches
-        dropout on.
+        """What queries that know their place read; `line`: the mask and the slots of both sides; `key`, one for each
+        row, switches dropout on.
         """
-        config = self.config
+        config, dropout = self.config, None
+        if key is not None and config.attention_dropout:
+            words = jax.vmap(lambda key: jax.random.bits(key, (config.heads,)))(key)
+            dropout = config.attention_dropout, words
         out = attend(
             q,
             k,
@@ -118,7 +189,7 @@ class Attention(nnx.Module):
             scale=config.features**-0.5,
             softcap=config.softcap,
             sinks=None if self.sinks is None else self.sinks[...],
-            dropout=(config.attention_dropout, key) if key is not None and config.attention_dropout else None,
+            dropout=dropout,
             backend=config.backend,
             **line,
         )
@@ -141,8 +212,11 @@ class MLP(nnx.Module):
     def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
         """The feed-forward of every position."""
         act = ACTIVATIONS[self.config.activation]
-        hidden = act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x)
-        return self.down(hidden)
+        if self.gate is None:
+            return self.down(act(self.up(x)))
+        # Not stored for the backward pass: computing it again is quicker than reading it.
+        gated = jax.checkpoint(lambda gate, up: act(gate) * up)
+        return self.down(gated(self.gate(x), self.up(x)))
 
 
 class Sublayer(nnx.Module):
@@ -150,8 +224,7 @@ class Sublayer(nnx.Module):
 
     def __init__(self, inner: Any, config: StackConfig):
         self.inner, self.norm = inner, norm(config)
-        self.drop = nnx.Dropout(config.dropout)
-        self.pre = config.placement == "pre"
+        self.rate, self.pre = config.dropout, config.placement == "pre"
 
     def input(self, x: Float[Array, "*b n m"]) -> Float[Array, "*b n m"]:
         """What the branch reads: x, normalised where the norm comes first."""
@@ -161,7 +234,7 @@ class Sublayer(nnx.Module):
         self, x: Float[Array, "*b n m"], out: Float[Array, "*b n m"], key: Array | None
     ) -> Float[Array, "*b n m"]:
         """x plus the branch's output, normalised where the norm comes last."""
-        x = x + self.drop(out, deterministic=key is None, rngs=key)
+        x = spread(x + dropped(out, self.rate, key))
         return x if self.pre else self.norm(x)
 
 
@@ -213,18 +286,16 @@ class Block(nnx.Module):
           mask: of self-attention.
           positions: the block's built position scheme.
           source: what to cross-attend to.
-          key: switches dropout on.
+          key: one for each row; switches dropout on.
         """
 
-        def keys(name: str) -> tuple[Array | None, Array | None]:
-            return (None, None) if key is None else tuple(jax.random.split(child(key, name)))
+        def keys(name: str) -> Array | None:
+            return None if key is None else child(key, name)
 
         own, known = state
-        inside, outside = keys("attention")
-        out, reading = self._read(x, reader, own, mask, positions, inside)
-        x = self.attention.add(x, out, outside)
+        out, reading = self._read(x, reader, own, mask, positions, keys("attention/inner"))
+        x = self.attention.add(x, out, keys("attention"))
         if self.cross is not None and source is not None:
-            inside, outside = keys("cross")
             attention = self.cross.inner
             if known is None:
                 known = attention.keys(source.hidden)
@@ -234,10 +305,10 @@ class Block(nnx.Module):
                 mask=source.mask,
                 q_slots=dataclasses.replace(reader.queries, start=None),  # places of two lines do not compare
                 k_slots=dataclasses.replace(source.slots, start=None),
-                key=inside,
+                key=keys("cross/inner"),
             )
-            x = self.cross.add(x, out, outside)
-        x = self.mlp.add(x, self.mlp.inner(self.mlp.input(x)), keys("mlp")[1])
+            x = self.cross.add(x, out, keys("cross"))
+        x = self.mlp.add(x, self.mlp.inner(self.mlp.input(x)), keys("mlp"))
         left = known if reader.collect else None
         return x, Left(reading.state, left, reading.loss)
 

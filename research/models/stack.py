@@ -11,7 +11,7 @@ from research.attention.masks import Mask, Slots
 from research.attention.memory import Line
 from research.attention.positions import Positions
 from research.models.config import BlockSpec, StackConfig
-from research.models.layers import Block, Left, Source, child, norm
+from research.models.layers import Block, Left, Source, child, dropped, folded, norm
 
 POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -50,7 +50,6 @@ class Stack(nnx.Module):
                 for scheme in self.schemes
             ]
         )
-        self.drop = nnx.Dropout(config.dropout)
         self.norm = norm(config) if config.placement == "pre" else None
 
     def __call__(
@@ -75,7 +74,7 @@ class Stack(nnx.Module):
           states: for each place of the pattern, what the reader holds for its layers, stacked.
           source: what to cross-attend to.
           known: for each place of the pattern, keys and values of the source, stacked, where known already.
-          key: switches dropout on.
+          key: one for each row; switches dropout on.
         """
         config = self.config
         period, layers = len(config.pattern), config.layers
@@ -83,7 +82,7 @@ class Stack(nnx.Module):
         reader = reader or Line(slots)
         for positions in self.positions:
             x = positions.embed(x, slots)
-        x = self.drop(x, deterministic=key is None, rngs=None if key is None else child(key, "input"))
+        x = dropped(x, config.dropout, None if key is None else child(key, "input"))
 
         def run(
             x: Array, block: Block, state: Any, spec: BlockSpec, layer: Array | int
@@ -96,7 +95,7 @@ class Stack(nnx.Module):
                     mask=spec.visible(mask),
                     positions=self._positions_of(spec),
                     source=source,
-                    key=None if key is None else jax.random.fold_in(key, layer),
+                    key=None if key is None else folded(key, layer),
                 )
 
             if config.remat != "none":

@@ -1,45 +1,147 @@
 """The loss: a sum over weighted tokens, to be divided once by the weight of the whole optimiser step."""
 
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
-LOGITS = 2**22  # how many logits are in memory at a time; the backward pass computes them again
+from research.attention.platforms import platform
+
+# How many logits a device holds at a time. A CPU keeps them in its cache; an accelerator wants large products.
+LOGITS = {"cpu": 2**22}
+LOGITS_ELSEWHERE = 2**27
 
 
 def token_loss(
-    logits: Callable[[Array], Array],
+    logits: Callable[[Any, Array], Array],
+    head: Any,
     hidden: Float[Array, "*b t m"],
     labels: Int[Array | np.ndarray, "*b t"],
     weights: Float[Array | np.ndarray, "*b t"],
     *,
     vocab: int,
+    z_loss: Any = 0.0,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Weighted sum of the cross-entropies in nats, and the sum of the weights, both float32.
 
-    The vocabulary projection `logits` ([n m] -> [n v]) runs over chunks of at most `LOGITS / vocab` tokens, so
-    the array [b t v] never exists.
+    The vocabulary projection runs over chunks of the tokens, so the array [b t v] never exists. The gradient of a chunk
+    is taken together with its loss: logits are neither stored for the backward pass nor computed a second time.
+
+    Args:
+      logits: parameters and [b n m] to scores [b n v].
+      head: its parameters.
+      hidden, labels, weights: states, what they should predict, and with which weight.
+      vocab: v.
+      z_loss: c in c * log(Z)^2, which keeps the normaliser Z near one (PaLM, Chowdhery et al. 2022, section 5).
     """
-    hidden, labels, weights = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1), weights.reshape(-1)
-    tokens = labels.shape[0]
-    chunks = -(-tokens * vocab // LOGITS)
-    size = -(-tokens // chunks)
-    missing = chunks * size - tokens
+    length = hidden.shape[-2]
+    states, targets, shares = (
+        line.reshape(-1, length, *rest)
+        for line, rest in ((hidden, hidden.shape[-1:]), (jnp.asarray(labels), ()), (jnp.asarray(weights), ()))
+    )
+    budget = LOGITS.get(platform(), LOGITS_ELSEWHERE) * _devices()
+    chunks = min(-(-targets.size * vocab // budget), length)
+    z_loss = jnp.asarray(z_loss, jnp.float32)
+    total = _chunked(logits, chunks, head, states, targets, shares.astype(jnp.float32), z_loss)
+    return total, jnp.sum(shares, dtype=jnp.float32)
 
-    def split(line: Array | np.ndarray) -> Array:
-        padded = jnp.pad(line, [(0, missing)] + [(0, 0)] * (line.ndim - 1))
-        return padded.reshape(chunks, size, *line.shape[1:])
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def one(total: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
+def _devices() -> int:
+    """How many devices share the tokens of a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp", "sequence"))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunked(
+    logits: Callable[[Any, Array], Array],
+    chunks: int,
+    head: Any,
+    hidden: Array,
+    labels: Array,
+    weights: Array,
+    z_loss: Array,
+) -> Array:
+    def one(total: Array, chunk: Any) -> tuple[Array, None]:
+        return total + _loss(logits, head, *chunk, z_loss)[0], None
+
+    total, _ = jax.lax.scan(one, jnp.float32(0), _split(chunks, hidden, labels, weights))
+    return total
+
+
+def _loss(
+    logits: Callable[[Any, Array], Array],
+    head: Any,
+    hidden: Array,
+    labels: Array,
+    weights: Array,
+    z_loss: Array,
+) -> tuple[Array, tuple[Array, Array]]:
+    """Summed loss of a chunk, and of each token its loss and log(Z)^2."""
+    scores = logits(head, hidden).astype(jnp.float32)
+    log_z = jax.nn.logsumexp(scores, axis=-1)
+    right = jnp.take_along_axis(scores, labels[..., None], axis=-1)[..., 0]
+    each, square = log_z - right, log_z**2
+    return jnp.sum((each + z_loss * square) * weights), (each, square)
+
+
+def _save(
+    logits: Callable[[Any, Array], Array],
+    chunks: int,
+    head: Any,
+    hidden: Array,
+    labels: Array,
+    weights: Array,
+    z: Array,
+) -> tuple[Array, Any]:
+    def one(state: Any, chunk: Any) -> tuple[Any, Any]:
+        total, d_head = state
         states, targets, shares = chunk
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits(states), targets)
-        return total + jnp.sum(losses * shares), None
+        value, pull, (each, square) = jax.vjp(
+            lambda head, states: _loss(logits, head, states, targets, shares, z), head, states, has_aux=True
+        )
+        d_own, d_states = pull(jnp.float32(1))
+        d_head = jax.tree.map(jnp.add, d_head, d_own)
+        return (total + value, d_head), (d_states, each + z * square, jnp.sum(square * shares))
 
-    total, _ = jax.lax.scan(one, jnp.float32(0), (split(hidden), split(labels), split(weights)))
-    return total, jnp.sum(weights)
+    zeros = jax.tree.map(jnp.zeros_like, head)
+    (total, d_head), (d_hidden, d_weights, d_z) = jax.lax.scan(
+        one, (jnp.float32(0), zeros), _split(chunks, hidden, labels, weights)
+    )
+    length = hidden.shape[1]
+    return total, (d_head, _join(d_hidden, length), _join(d_weights, length), jnp.sum(d_z))
+
+
+def _scaled(_: Any, __: int, saved: Any, cotangent: Array) -> tuple[Any, ...]:
+    """The loss is linear in its cotangent, so the gradients of the forward pass only have to be scaled."""
+    scaled = lambda tree: jax.tree.map(lambda leaf: (leaf * cotangent).astype(leaf.dtype), tree)  # noqa: E731
+    d_head, d_hidden, d_weights, d_z = saved
+    return scaled(d_head), scaled(d_hidden), None, scaled(d_weights), scaled(d_z)
+
+
+_chunked.defvjp(_save, _scaled)
+
+
+def _split(chunks: int, *lines: Array) -> tuple[Array, ...]:
+    """Lines [b t ...] as [chunks b t / chunks ...]: every chunk has tokens of every row and of every part of a row, so
+    that rows and parts that live on different devices stay where they are.
+    """
+
+    def split(line: Array) -> Array:
+        rows, length, *rest = line.shape
+        size = -(-length // chunks)
+        padded = jnp.pad(line, [(0, 0), (0, size * chunks - length)] + [(0, 0)] * len(rest))
+        return jnp.moveaxis(padded.reshape(rows, size, chunks, *rest), 2, 0)
+
+    return tuple(split(line) for line in lines)
+
+
+def _join(chunked: Array, length: int) -> Array:
+    """The inverse of `_split`."""
+    line = jnp.moveaxis(chunked, 0, 2)
+    return line.reshape(line.shape[0], -1, *line.shape[3:])[:, :length]

@@ -1,9 +1,9 @@
-"""One optimiser step and one evaluation, jitted, over a train state that is donated."""
+"""One optimiser step and one evaluation, as pure functions of a train state."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,43 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from research.batch import Batch
-from research.models.families import FamilyConfig, Model
+from research.models.families import EncoderDecoderConfig, FamilyConfig, Model
 from research.models.stack import Stack
+from research.training import hyperparameters
 from research.training.losses import token_loss
+from research.training.optimizers import Optimizer, path_of
+from research.training.precision import LossScale
 
-Step = Callable[["TrainState", Batch], tuple["TrainState", dict[str, Array]]]
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a step makes its gradient, and what it keeps beside the parameters.
+
+    Attributes:
+      accumulate: microbatches of a step, one after another; the gradient is that of the whole batch.
+      z_loss: weight of log(Z)^2, or None; see `token_loss`.
+      average: decay of an exponential moving average of the parameters, which is then what is evaluated, or None.
+      loss_scale: for float16, or None.
+      compression: weight of what a memory's compression learns by reconstruction.
+    """
+
+    tunable: ClassVar[tuple[str, ...]] = ("z_loss", "average", "compression")
+
+    accumulate: int = 1
+    z_loss: float | None = None
+    average: float | None = None
+    loss_scale: LossScale | None = None
+    compression: float = 1.0
+
+    def __post_init__(self):
+        if self.accumulate < 1:
+            raise ValueError(f"Recipe.accumulate = {self.accumulate}: expected at least 1")
+        if self.average is not None and not 0 <= self.average < 1:
+            raise ValueError(f"Recipe.average = {self.average}: expected a decay, 0 <= decay < 1, or None")
+        if self.z_loss is not None and self.z_loss < 0:
+            raise ValueError(f"Recipe.z_loss = {self.z_loss}: expected at least 0, or None")
 
 
 @jax.tree_util.register_dataclass
@@ -26,75 +58,244 @@ class TrainState:
 
     Attributes:
       step: i32[], steps done.
-      params: nested dict of arrays.
+      params: nested dict of float32 arrays.
       optimizer: the optax state.
-      key: PRNG key of the run; step t's dropout key is folded from it.
+      key: PRNG key of the run; step t's dropout keys are folded from it.
+      numbers: the hyperparameters that are data, f32[] each, by name.
+      carry: the memory that the last batch of a stream left, or None.
+      average: the averaged parameters, or None.
+      scale: state of the loss scale, or None.
     """
 
     step: Any
     params: Any
     optimizer: Any
     key: Any
+    numbers: Any
+    carry: Any = None
+    average: Any = None
+    scale: Any = None
+
+    @property
+    def evaluated(self) -> Any:
+        """The parameters that count: the average where there is one."""
+        return self.params if self.average is None else self.average
 
 
 class Trainer:
-    """The pure functions of one model and one optimizer; replicas that differ in their seed share one.
+    """The pure functions of one model and one way to train it; runs that differ in seed and numbers share one.
+
+    Args:
+      config: of the model.
+      vocab: tokens of the vocabulary.
+      optimizer, recipe: their tunable numbers are the default of `initial`, and otherwise not read.
+      steps: of a whole run, for the schedule.
 
     Raises:
-      ValueError: a stack has a memory, which a step would leave empty.
+      ValueError: the encoder of an encoder-decoder has a memory, or float16 has no loss scale.
     """
 
-    def __init__(self, config: FamilyConfig, *, vocab: int, optimizer: optax.GradientTransformation):
+    def __init__(
+        self,
+        config: FamilyConfig,
+        *,
+        vocab: int,
+        optimizer: Optimizer,
+        steps: int,
+        recipe: Recipe = Recipe(),  # noqa: B008
+    ):
         self._build = functools.partial(config.build, vocab=vocab)
-        self._vocab, self._optimizer = vocab, optimizer
+        self._vocab, self._optimizer, self._steps, self.recipe = vocab, optimizer, steps, recipe
         model = nnx.eval_shape(lambda: self._build(key=jax.random.key(0)))
         self._graph = nnx.graphdef(model)
-        for _, part in nnx.iter_modules(model):
-            if isinstance(part, Stack) and part.config.memory is not None:
-                raise ValueError(
-                    f"StackConfig.memory = {part.config.memory}: training hands no memory from step to step yet; "
-                    "set it to None, or call model.apply(batch, carry=...) in a loop of your own"
-                )
+        stacks = [part for _, part in nnx.iter_modules(model) if isinstance(part, Stack)]
+        if isinstance(config, EncoderDecoderConfig) and config.encoder.memory is not None and not config.tied:
+            raise ValueError(
+                f"StackConfig.memory = {config.encoder.memory} in an encoder, which reads its source at once; bind it "
+                "in the decoder's scope only"
+            )
+        if any(stack.config.dtype == "float16" for stack in stacks) and recipe.loss_scale is None:
+            raise ValueError(
+                "StackConfig.dtype = 'float16' loses small gradients; set Recipe.loss_scale = @LossScale(), or "
+                "dtype = 'bfloat16'"
+            )
+        self._remembering = next((s for s in stacks if s.config.memory is not None), None)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def initial(self, key: Array) -> TrainState:
-        """The state before the first step; parameters depend on the key and their paths alone."""
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The tunable numbers of optimizer and recipe."""
+        return hyperparameters.numbers(self._optimizer) | hyperparameters.numbers(self.recipe)
+
+    def initial(self, key: Array, numbers: dict[str, Any] | None = None, *, rows: int = 0) -> TrainState:
+        """The state before the first step; parameters depend on the key and their paths alone.
+
+        Args:
+          key: of the run.
+          numbers: the hyperparameters that are data; None: the optimizer's and the recipe's own.
+          rows: of a batch, for the memory of a stream.
+        """
+        numbers = {name: jnp.float32(value) for name, value in (numbers or self.numbers).items()}
+        return self._initial(key, numbers, rows)
+
+    @functools.partial(jax.jit, static_argnums=(0, 3))
+    def _initial(self, key: Array, numbers: dict[str, Array], rows: int) -> TrainState:
         params = nnx.to_pure_dict(nnx.state(self._build(key=key)))
-        return TrainState(jnp.int32(0), params, self._optimizer.init(params), jax.random.fold_in(key, 1))
+        optimizer, recipe = self._filled(numbers)
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            optimizer=optimizer.build(self._steps).init(params),
+            key=jax.random.fold_in(key, 1),
+            numbers=numbers,
+            carry=self.memory(rows),
+            average=None if recipe.average is None else jax.tree.map(jnp.copy, params),
+            scale=None if recipe.loss_scale is None else recipe.loss_scale.start(),
+        )
+
+    def memory(self, rows: int) -> Any:
+        """The empty memory of so many rows, or None where the model has none."""
+        if self._remembering is None:
+            return None
+        config = self._remembering.config
+        assert config.memory is not None
+        return config.memory.empty(rows, config.width, self._remembering.counts(), config.compute_dtype)
 
     def model(self, params: Any) -> Model:
         """The model with those parameters."""
         return nnx.merge(self._graph, params)
 
+    def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step down the gradient of the mean loss, not compiled.
+
+        Returns the new state and scalars: loss (nats per target), grad_norm, weight (of the targets), learning_rate
+        and, where they exist, compression_loss and loss_scale.
+        """
+        optimizer, recipe = self._filled(state.numbers)
+        params, scale = state.params, 1.0 if state.scale is None else state.scale.value
+        (loss, aux, carry), gradient = self._gradient(state, batch, recipe, scale)
+        gradient = jax.tree.map(lambda leaf: leaf / scale, gradient) if state.scale is not None else gradient
+        norm = optax.tree.norm(gradient)
+        updates, moments = optimizer.build(self._steps).update(gradient, state.optimizer, params)
+        new = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=optax.apply_updates(params, updates),
+            optimizer=moments,
+            carry=carry,
+        )
+        metrics: Metrics = {
+            "loss": loss,
+            "grad_norm": norm,
+            "weight": jnp.sum(batch.weights, dtype=jnp.float32),
+            "learning_rate": jnp.asarray(
+                optimizer.schedule.build(optimizer.learning_rate, self._steps)(state.step)
+            ),
+        }
+        if self._remembering is not None:
+            metrics["compression_loss"] = aux
+        if recipe.average is not None:
+            # The first steps are forgotten faster, or the average would remember the initial values.
+            decay = jnp.minimum(recipe.average, (1 + state.step) / (10 + state.step))
+            new = dataclasses.replace(
+                new,
+                average=optax.tree.add_scale(new.params, decay, optax.tree.sub(state.average, new.params)),
+            )
+        if recipe.loss_scale is not None:
+            metrics["loss_scale"] = state.scale.value
+            finite = jnp.isfinite(norm)
+            new = chosen(finite, new, dataclasses.replace(state, step=state.step + 1))
+            new = dataclasses.replace(new, scale=recipe.loss_scale.after(state.scale, finite))
+        return new, metrics
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """`update`, compiled; the old state's buffers are reused."""
+        return self.update(state, batch)
+
+    def _gradient(
+        self, state: TrainState, batch: Batch, recipe: Recipe, scale: Any
+    ) -> tuple[tuple[Array, Array, Any], Any]:
+        """(mean loss, compression loss, memory), and `scale` times the gradient of both losses."""
+        rows = batch.labels.shape[0]
+        key = jax.random.fold_in(state.key, state.step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+        weight = jnp.sum(batch.weights, dtype=jnp.float32)
+        weight = jnp.where(weight > 0, weight, 1)
+        parts = recipe.accumulate
+
+        def objective(
+            params: Any, batch: Batch, keys: Array, carry: Any
+        ) -> tuple[Array, tuple[Array, Array, Any]]:
+            total, aux, carry = self._loss(self._trained(params), batch, recipe, keys, carry)
+            loss, aux = total / weight, aux / parts
+            return scale * (loss + recipe.compression * aux), (loss, aux, carry)
+
+        gradient = jax.grad(objective, has_aux=True)
+        if parts == 1:
+            found, out = gradient(state.params, batch, keys, state.carry)
+            return out, found
+        if rows % parts:
+            raise ValueError(
+                f"Recipe.accumulate = {parts}: expected a divisor of a batch's {rows} rows; change it or Data.batch"
+            )
+
+        def one(sums: Any, part: tuple[Batch, Array, Any]) -> tuple[Any, Any]:
+            found, (loss, aux, carry) = gradient(state.params, *part)
+            return jax.tree.map(jnp.add, sums, (found, loss, aux)), carry
+
+        zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.float32(0))
+        whole = (batch, keys, state.carry)
+        (found, loss, aux), carry = jax.lax.scan(one, zeros, _parted(whole, parts))
+        return (loss, aux, _whole(carry)), found
+
+    def _loss(
+        self, params: Any, batch: Batch, recipe: Recipe, keys: Array | None = None, carry: Any = None
+    ) -> tuple[Array, Array, Any]:
+        """Summed loss in nats, the memory's compression loss, and the memory it leaves; `keys` switch dropout on."""
+        model = self.model(params)
+        out = model.apply(batch, key=keys, carry=carry)
+        total, _ = self._token_loss(
+            model,
+            out.hidden,
+            batch.labels,
+            batch.weights,
+            z_loss=0.0 if recipe.z_loss is None else recipe.z_loss,
+        )
+        return total, jnp.float32(out.aux_loss), jax.lax.stop_gradient(out.carry)
+
+    def _token_loss(
+        self, model: Model, hidden: Array, labels: Any, weights: Any, **options: Any
+    ) -> tuple[Array, Array]:
+        graph, head = nnx.split(model.head or model.embedding)
+
+        def logits(head: Any, states: Array) -> Array:
+            return nnx.merge(graph, head).logits(states)
+
+        return token_loss(
+            logits, nnx.to_pure_dict(head), hidden, labels, weights, vocab=self._vocab, **options
+        )
+
+    def _trained(self, params: Any) -> Any:
+        """The parameters, those that the optimizer leaves alone without gradient."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if self._optimizer.trains(path_of(path)) else jax.lax.stop_gradient(leaf),
+            params,
+        )
+
+    def _filled(self, numbers: dict[str, Any]) -> tuple[Optimizer, Recipe]:
+        return tuple(hyperparameters.filled(config, numbers) for config in (self._optimizer, self.recipe))
+
     def loss(
         self, params: Any, batch: Batch, key: Array | None = None
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Summed loss in nats and total weight of a batch; `key` switches dropout on."""
-        model = self.model(params)
-        hidden = model.apply(batch, key=key).hidden
-        return token_loss(model.logits, hidden, batch.labels, batch.weights, vocab=self._vocab)
-
-    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        """One step down the gradient of the mean loss; the old state's buffers are reused.
-
-        Returns the new state and scalars on the device: loss (nats per target), grad_norm, and weight.
-        """
-        key = jax.random.fold_in(state.key, state.step)
-
-        def mean(params: Any) -> tuple[Array, Array]:
-            total, weight = self.loss(params, batch, key)
-            return total / jnp.where(weight > 0, weight, 1), weight
-
-        (loss, weight), gradient = jax.value_and_grad(mean, has_aux=True)(state.params)
-        updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient), "weight": weight}
-        return TrainState(state.step + 1, params, optimizer, state.key), metrics
+        """Summed loss in nats and total weight of a batch; `key` (one, or one for each row) switches dropout on."""
+        total, _, _ = self._loss(params, batch, Recipe(), key, self.memory(batch.labels.shape[0]))
+        return total, jnp.sum(batch.weights, dtype=jnp.float32)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def _held_out(self, params: Any, batch: Batch) -> tuple[Array, Array]:
-        return self.loss(params, batch)
+    def _held_out(self, params: Any, batch: Batch, carry: Any) -> tuple[Array, Array, Any]:
+        total, _, carry = self._loss(params, batch, Recipe(), None, carry)
+        return total, jnp.sum(batch.weights, dtype=jnp.float32), carry
 
     @functools.partial(jax.jit, static_argnums=0)
     def row_losses(self, params: Any, batch: Batch) -> Float[Array, " b"]:
@@ -103,7 +304,7 @@ class Trainer:
         hidden = model.apply(batch).hidden
 
         def mean(states: Array, labels: Array, weights: Array) -> Array:
-            total, weight = token_loss(model.logits, states, labels, weights, vocab=self._vocab)
+            total, weight = self._token_loss(model, states, labels, weights)
             return total / jnp.maximum(weight, 1e-9)
 
         return jax.lax.map(
@@ -111,13 +312,53 @@ class Trainer:
         )
 
     def evaluate(self, params: Any, batches: Iterable[Batch]) -> float:
-        """Mean loss in nats per target over all batches, without dropout.
+        """Mean loss in nats per target over all batches, without dropout; a memory begins empty and runs through them.
 
         Raises:
           ValueError: no batch has a target.
         """
-        sums = [self._held_out(params, batch) for batch in batches]
+        sums, carry = [], None
+        for batch in batches:
+            if carry is None:
+                carry = self.memory(batch.labels.shape[0])
+            total, weight, carry = self._held_out(params, batch, carry)
+            sums.append((total, weight))
         weight = sum(float(weight) for _, weight in sums)
         if not weight:
             raise ValueError("evaluate: no batch has a target, so there is no loss to report")
         return sum(float(total) for total, _ in sums) / weight
+
+
+def chosen(condition: Any, new: TrainState, old: TrainState) -> TrainState:
+    """The new state where the condition holds, else the old one."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _axes(carry: Any) -> Any:
+    """Where the rows of a memory are: first in its slots, behind the layers in its states."""
+    if carry is None:
+        return None
+    slots = jax.tree.map(lambda _: 0, carry.slots)
+    return dataclasses.replace(carry, slots=slots, layers=jax.tree.map(lambda _: 1, carry.layers))
+
+
+def _parted(whole: tuple[Batch, Array, Any], parts: int) -> Any:
+    """Rows [b] cut into [parts b / parts]. Each part has every parts-th row, so rows stay on their device."""
+
+    def cut(leaf: Any, axis: int) -> Array:
+        shape = jnp.shape(leaf)
+        leaf = jnp.reshape(leaf, (*shape[:axis], -1, parts, *shape[axis + 1 :]))
+        return jnp.moveaxis(leaf, axis + 1, 0)
+
+    batch, keys, carry = whole
+    return *jax.tree.map(lambda leaf: cut(leaf, 0), (batch, keys)), jax.tree.map(cut, carry, _axes(carry))
+
+
+def _whole(carry: Any) -> Any:
+    """The memory of all rows again, from the parts' [parts ...]."""
+
+    def join(leaf: Array, axis: int) -> Array:
+        leaf = jnp.moveaxis(leaf, 0, axis + 1)
+        return leaf.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 2 :])
+
+    return jax.tree.map(join, carry, _axes(carry))

@@ -44,7 +44,9 @@ def test_a_decoder_by_hand(mask, given, pairs, remat, unroll):
     config = DecoderConfig(stack=dataclasses.replace(STACK, remat=remat, unroll=unroll), mask=mask)
     counted = count(config, batch(given))
     assert counted.forward_flops == products() + L * B * pairs * 2 * 2 * M
-    assert counted.train_flops == 3 * counted.forward_flops
+    assert counted.attention_flops == L * B * pairs * 2 * 2 * M
+    assert counted.attention_share == pytest.approx(1 - products() / counted.forward_flops)
+    assert counted.backward_flops == 2 * counted.forward_flops == counted.train_flops - counted.forward_flops
     assert counted.parameters == L * (LAYER + 2 * M) + V * M + M
     assert counted.tokens == counted.loss_tokens == B * N
 

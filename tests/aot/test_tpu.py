@@ -23,8 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from research.attention import blockwise, splash
+from research.attention.core import attend
 from research.attention.masks import (
     Causal,
     Chunk,
@@ -103,3 +105,36 @@ def test_splash_compiles_for_every_head_width_and_dtype(width, dtype):
 def test_blockwise_compiles_forward_and_backward(schedule):
     backend = functools.partial(blockwise.attend, schedule=functools.partial(schedule, size=256))
     assert compiled(backend, "v5e:2x2", Causal()).as_text()
+
+
+def compiled_on_four_chips(backend, *, data=1, fsdp=1, tensor=1, sequence=1):
+    """The program of output and gradients of packed causal rows; arguments come whole, attention shares them out."""
+    chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    devices = np.asarray(chips.devices).reshape(data, fsdp, tensor, sequence)
+    mesh = Mesh(devices, ("data", "fsdp", "tensor", "sequence"), axis_types=(AxisType.Auto,) * 4)
+    shape = functools.partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, PartitionSpec()))
+    line = Slots.arange(LENGTH, (ROWS,))
+
+    def loss(q, k, v, segment):
+        slots = Slots(jnp.asarray(line.position), segment, jnp.asarray(line.prefix), start=line.start)
+        return jnp.sum(attend(q, k, v, mask=Causal(), q_slots=slots, k_slots=slots, backend=backend))
+
+    keys = shape((ROWS, LENGTH, GROUPS, 64), jnp.bfloat16)
+    queries, segment = shape((ROWS, LENGTH, HEADS, 64), jnp.bfloat16), shape((ROWS, LENGTH), np.int32)
+    with jax.set_mesh(mesh):
+        return (
+            jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+            .lower(queries, keys, keys, segment)
+            .compile()
+            .as_text()
+        )
+
+
+def test_splash_compiles_on_several_chips_rows_and_heads_apart():
+    text = compiled_on_four_chips(functools.partial(splash.attend, interpret=False), data=2, tensor=2)
+    assert text.count("tpu_custom_call") >= 3
+
+
+def test_blockwise_compiles_on_several_chips_queries_apart():
+    text = compiled_on_four_chips(blockwise.attend, data=2, sequence=2)
+    assert "all-gather" in text  # keys and values

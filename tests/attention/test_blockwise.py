@@ -60,7 +60,7 @@ def both_ways(q, k, v, bias, sinks, q_slots, k_slots, weights, *, mask, backend,
             bias=bias,
             sinks=sinks,
             softcap=softcap,
-            dropout=(rate, jax.random.key(7)) if rate else None,
+            dropout=(rate, jax.random.bits(jax.random.key(7), (q.shape[0], H))) if rate else None,
             backend=backend,
             return_lse=True,
         )
@@ -205,7 +205,7 @@ def test_gradients_in_float64_against_finite_differences():
                 v,
                 bias=bias,
                 sinks=sinks,
-                dropout=(0.2, jax.random.key(1)),
+                dropout=(0.2, jax.random.bits(jax.random.key(1), (1, H))),
                 backend=SCHEDULES["dynamic"],
                 **options,
             )
@@ -275,7 +275,7 @@ def test_dropout_is_the_same_for_every_tile_size():
             mask=Causal(),
             q_slots=slots,
             k_slots=slots,
-            dropout=(0.5, jax.random.key(0)),
+            dropout=(0.5, jax.random.bits(jax.random.key(0), (2, H))),
             backend=backend,
         )
 

@@ -70,7 +70,7 @@ REFUSED = {
     "float32": {"dtype": jnp.float32},
     "a bias": {"bias": positions.ALiBi().build(width=8, heads=H, head_dim=D, causal=True, key=jax.random.key(0)).bias},
     "softcap = 2.0": {"softcap": 2.0},
-    "dropout = 0.1": {"dropout": (0.1, jax.random.key(0))},
+    "dropout = 0.1": {"dropout": (0.1, jax.random.bits(jax.random.key(0), (2, H)))},
     "learned sinks or return_lse": {"return_lse": True},
     "log-sum-exp": {"sinks": jnp.zeros(H)},
     "values of width 24": {"v_width": 24},

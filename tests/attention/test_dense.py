@@ -58,7 +58,7 @@ def test_grouped_queries_share_keys_without_repeating_them(groups):
 def test_soft_cap_scale_bias_and_sinks():
     q, k, v = inputs()
     sinks = np.array([-1.0, 0.0, 1.0, 2.0], np.float32)
-    bias = positions.LinearBias((0.5, 0.25, 0.1, 0.0))
+    bias = positions.LinearBias(jnp.asarray([0.5, 0.25, 0.1, 0.0]))
     out = attend(
         q,
         k,
@@ -114,11 +114,11 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     q, k, v = inputs()
 
     def mean(rate):
-        keys = jax.random.split(jax.random.key(1), 400)
-        call = lambda key: attend(  # noqa: E731
-            q, k, v, mask=Causal(), q_slots=slots(), k_slots=slots(), dropout=(rate, key)
+        words = jax.random.bits(jax.random.key(1), (400, B, H))
+        call = lambda word: attend(  # noqa: E731
+            q, k, v, mask=Causal(), q_slots=slots(), k_slots=slots(), dropout=(rate, word)
         )
-        return jax.vmap(call)(keys)
+        return jax.vmap(call)(words)
 
     plain = attend(q, k, v, mask=Causal(), q_slots=slots(), k_slots=slots())
     np.testing.assert_allclose(mean(0.0)[0], plain, atol=1e-6)

@@ -151,7 +151,7 @@ REFUSED = {
     "a bias": {
         "bias": positions.ALiBi().build(width=8, heads=H, head_dim=D, causal=True, key=jax.random.key(0)).bias
     },
-    "dropout = 0.1": {"dropout": (0.1, jax.random.key(0))},
+    "dropout = 0.1": {"dropout": (0.1, jax.random.bits(jax.random.key(0), (2, H)))},
     "float16": {"dtype": np.float16},
     "start = None": {"slots": dataclasses.replace(LINE, start=None)},
     "Prefix()": {"mask": Prefix(), "slots": DOCUMENTS},
@@ -178,6 +178,10 @@ def test_auto_takes_the_next_backend(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     assert core.resolved_name("auto") == "blockwise"
+    with jax.set_mesh(
+        jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
+    ):  # attention is shared out
+        assert core.resolved_name("auto") == "splash, blockwise"
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert core.resolved_name("auto") == "splash, blockwise"
     q, k, v = inputs(np.random.default_rng(7), 2, 40, 40)

@@ -143,9 +143,22 @@ def test_hosts_share_a_batch(layout):
     data = load(objectives.CausalLM(), layout)
     whole = take(data.training(2), 7)
     parts = [take(data.training(2, host=host, hosts=2), 7) for host in range(2)]
-    for batch, even, odd in zip(whole, *parts, strict=True):
-        assert (batch.target.ids[0::2] == even.target.ids).all()
-        assert (batch.target.ids[1::2] == odd.target.ids).all()
+    for batch, *halves in zip(whole, *parts, strict=True):
+        assert (batch.target.ids == np.concatenate([half.target.ids for half in halves])).all()
+
+
+@pytest.mark.parametrize("layout", [layouts.Concatenate(), Stream()])
+def test_a_run_of_one_host_goes_on_where_two_were(layout):
+    data = load(objectives.CausalLM(), layout)
+    two = [data.training(2, host=host, hosts=2) for host in range(2)]
+    for one in two:
+        take(one, 3)
+    resumed = data.training(2)
+    resumed.set_state(two[0].get_state())
+    whole = take(data.training(2), 5)
+    assert (next(resumed).target.ids == whole[3].target.ids).all()
+    two[1].set_state(resumed.get_state())
+    assert (next(two[1]).target.ids == whole[4].target.ids[2:]).all()
 
 
 def test_packing_hosts_never_take_the_same_example():

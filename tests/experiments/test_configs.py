@@ -29,9 +29,9 @@ COMBINED = [
 def one_step(planned):
     """The loss of one step on text that needs no download."""
     data = dataclasses.replace(planned.data, corpus=StandardLibrary(), batch=2)
-    functions = experiment.trainer(planned.model, data.tokenizer.vocab_size, planned.optimizer, 10)
+    functions = experiment.trainer(dataclasses.replace(planned, data=data), data.tokenizer.vocab_size)
     batch = next(experiment.dataset(data, None).training(0))
-    state, metrics = functions.step(functions.initial(jax.random.key(0)), batch)
+    state, metrics = functions.step(functions.initial(jax.random.key(0), planned.numbers), batch)
     return int(state.step), float(metrics["loss"])
 
 

@@ -68,7 +68,7 @@ def test_every_family_trains_on_every_objective_that_it_can_express(family, obje
     data = planned.data.load()
     batch = next(data.training(0))
     assert batch.weights.sum() > 0
-    functions = experiment.trainer(planned.model, data.tokenizer.vocab_size, planned.optimizer, 10)
+    functions = experiment.trainer(planned, data.tokenizer.vocab_size)
     total, weight = jax.eval_shape(
         functions.loss, jax.eval_shape(functions.initial, jax.random.key(0)).params, batch
     )
@@ -101,8 +101,8 @@ def test_an_encoder_tells_classes_by_a_head_and_a_generator_by_text():
     with pytest.raises(ValueError, match=r"EncoderConfig\.classes = 2"):
         load("family/encoder", "objective/masked_lm", bindings=["EncoderConfig.classes=2"])
     text = data.load()
-    functions = experiment.trainer(encoder.model, text.tokenizer.vocab_size, encoder.optimizer, 60)
-    state, batches = functions.initial(jax.random.key(0)), text.training(0)
+    functions = experiment.trainer(encoder, text.tokenizer.vocab_size)
+    state, batches = functions.initial(jax.random.key(0), encoder.numbers), text.training(0)
     for _ in range(3):
         batch = next(batches)
         assert functions.model(state.params)(batch).shape == (8, 34, 2)  # BOS, 32 tokens, EOS
@@ -225,7 +225,7 @@ def test_hard_examples_take_their_share_of_a_batch():
 def test_row_losses_are_the_loss_of_each_row():
     planned = load("family/causal", "objective/seq2seq")
     data = dataclasses.replace(planned.data, corpus=Sums(), batch=4, window=32).load()
-    functions = experiment.trainer(planned.model, data.tokenizer.vocab_size, planned.optimizer, 10)
+    functions = experiment.trainer(planned, data.tokenizer.vocab_size)
     params = functions.initial(jax.random.key(0)).params
     batch = data.rows(0, [0, 1, 2])[0]
     losses = np.asarray(functions.row_losses(params, batch))

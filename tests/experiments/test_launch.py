@@ -62,12 +62,13 @@ def cells(project):
 
 
 def test_a_study_runs_what_is_missing_and_nothing_else(project):
-    code, said, wrong = launch(project, "--workers=2")
+    code, said, wrong = launch(project, "--how=processes", "--workers=2")
     assert code == 0, wrong
     assert "tiny/smoke: 4 of 4 cells to run" in said
     first = cells(project)
     assert len(first) == 4
-    assert all(row["timing"]["tokens_per_second"] is None for row in first.values())  # shared the machine
+    assert all(row["timing"]["wall_seconds"] is None for row in first.values())  # shared the machine
+    assert all(row["timing"]["tokens_per_second"] > 0 for row in first.values())  # timed when it was quiet
     orders = {(row["seed"], row["data"]["order"]) for row in first.values()}
     assert len(orders) == 2  # both arms of a seed saw the same windows
 
@@ -91,6 +92,25 @@ def test_a_study_runs_what_is_missing_and_nothing_else(project):
     assert len(second) == 4
     assert not {name for name in second if name.startswith("prefix")} & set(first)
     assert re.search(r"\| prefix \| 2 \|", (project / "results/tiny/smoke/table.md").read_text())
+
+
+def test_an_ensemble_has_the_rows_of_cells_that_ran_alone(project):
+    arms = "--only=causal"
+    code, _, wrong = launch(project, "--how=alone", arms)
+    assert code == 0, wrong
+    alone = cells(project)
+    shutil.rmtree(project / "results")
+    shutil.rmtree(project / "runs")
+    code, said, wrong = launch(project, "--how=ensemble", arms)
+    assert code == 0, wrong
+    together = cells(project)
+    assert set(together) == set(alone)
+    for name, row in together.items():
+        assert row["metrics"]["loss"] == pytest.approx(alone[name]["metrics"]["loss"], rel=1e-5)
+        for part in ("key", "data", "budget", "config"):
+            assert row[part] == alone[name][part]
+        assert row["timing"]["wall_seconds"] is None
+        assert alone[name]["timing"]["wall_seconds"] > 0
 
 
 def test_a_cell_that_fails_is_named_and_the_others_are_kept(project):

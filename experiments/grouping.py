@@ -1,0 +1,162 @@
+"""How the cells of a study are run together: alone, as ensembles, or in processes; whichever is faster here."""
+
+import concurrent.futures
+import itertools
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from experiments import experiment, running, start
+from experiments.experiment import Experiment
+from research.training import loop
+from research.training.ensemble import Ensemble, Solo
+
+STEPS = 20  # that a probe times
+WARM = 3  # that it takes before, to compile
+WORTH_A_PROBE = 120.0  # seconds of work below which a probe would cost more than it saves
+SLOW = 5e10  # FLOP/s of two cores on a small model, to tell how long work is before any is timed
+
+
+def shapes(planned: Sequence[Experiment], data_dir: str | None) -> list[list[int]]:
+    """The experiments, by index, grouped by the program that trains them."""
+    found: dict[Any, list[int]] = {}
+    for index, one in enumerate(planned):
+        found.setdefault(_program(one, data_dir) or index, []).append(index)
+    return list(found.values())
+
+
+def _program(planned: Experiment, data_dir: str | None) -> Any:
+    """What experiments of one ensemble share; None: it has to run alone, or does not run at all, as will be seen."""
+    if running.alone(planned) is not None:
+        return None
+    try:
+        return running.group(planned, data_dir)
+    except (ValueError, OSError, RuntimeError):
+        return None
+
+
+def worth_a_probe(planned: Sequence[Experiment], data_dir: str | None) -> bool:
+    """Whether the experiments take so long that it pays to find out how to run them."""
+    if len(planned) < 2:
+        return False
+    try:
+        costs = [experiment.cost(one.model, one.data, data_dir).train_flops * one.steps for one in planned]
+    except (ValueError, OSError, RuntimeError):  # one of them does not run, as will be seen
+        return False
+    return sum(costs) / SLOW > WORTH_A_PROBE
+
+
+def speed(
+    planned: Sequence[Experiment], data_dir: str | None, *, ready: Callable[[], Any] = lambda: None
+) -> float:
+    """Seconds for one step of all the experiments, trained together (or alone, if it is one); nothing is saved.
+
+    `ready` is called between the steps that compile and the steps that are timed.
+    """
+    first = planned[0]
+    text = experiment.dataset(first.data, data_dir)
+    functions = experiment.trainer(first, text.tokenizer.vocab_size)
+    solo = Solo(functions, rows=first.data.batch)
+    engine: Any = solo if len(planned) == 1 else Ensemble(functions, len(planned))
+    streams = [experiment.dataset(one.data, data_dir).training(one.seed) for one in planned]
+    on = np.ones(len(planned), bool)
+    with jax.default_matmul_precision(first.matmul_precision):
+        group = engine.join([solo.initial(jax.random.key(one.seed), one.numbers) for one in planned])
+
+        def take(steps: int, group: Any) -> Any:
+            for _ in range(steps):
+                group, _ = engine.step(group, engine.place([next(stream) for stream in streams]), on)
+            return jax.block_until_ready(group)
+
+        group = take(WARM, group)
+        ready()
+        began = time.perf_counter()
+        take(STEPS, group)
+        taken = time.perf_counter() - began
+    for stream in streams:
+        stream.close()
+    return taken / STEPS
+
+
+class Workers:
+    """Processes that share the cores, each with its own part of them.
+
+    Use it as a context manager; a process is started when it first has something to do.
+    """
+
+    def __init__(self, count: int):
+        self.count = count
+        # A forked JAX would hang, so workers are spawned.
+        self._context = multiprocessing.get_context("spawn")
+        places, self._barrier = self._context.SimpleQueue(), self._context.Barrier(count)
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        for index in range(count):
+            places.put(cores[index * len(cores) // count : (index + 1) * len(cores) // count])
+        self._pool = concurrent.futures.ProcessPoolExecutor(
+            count, mp_context=self._context, initializer=_begin, initargs=(places, self._barrier)
+        )
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+
+    def speed(self, planned: Sequence[Experiment], data_dir: str | None) -> float:
+        """Seconds for one step of an experiment in each worker at once."""
+        turns = itertools.islice(itertools.cycle(planned), self.count)
+        return max(self._pool.map(_probe, turns, itertools.repeat(data_dir)))
+
+    def each(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Every item as it is done, and what `work` made of it or the exception it raised.
+
+        Raises:
+          loop.Interrupted: a worker was stopped.
+        """
+        futures = {self._pool.submit(work, item): item for item in items}
+        for future in concurrent.futures.as_completed(futures):
+            error = future.exception()
+            if isinstance(error, loop.Interrupted):
+                raise error
+            yield futures[future], future.result() if error is None else error
+
+
+def _begin(places: Any, barrier: Any) -> None:
+    """Bind a worker to its cores before XLA counts them."""
+    global _together
+    _together = barrier
+    cores = places.get()
+    if cores:
+        os.sched_setaffinity(0, cores)
+        os.environ["OMP_NUM_THREADS"] = str(len(cores))
+    start.process()
+
+
+_together: Any = None
+
+
+def _probe(planned: Experiment, data_dir: str | None) -> float:
+    return speed([planned], data_dir, ready=_together.wait)
+
+
+def choose(
+    planned: Sequence[Experiment], workers: Workers, members: int, data_dir: str | None, console: Console
+) -> str:
+    """The fastest of "alone", "ensemble" and "processes" for these experiments, by timing `STEPS` steps of each.
+
+    On an accelerator processes would contend for it, so there only the first two are tried.
+    """
+    together = planned[:members]
+    each = {"alone": speed(planned[:1], data_dir), "ensemble": speed(together, data_dir) / len(together)}
+    if jax.default_backend() == "cpu" and workers.count > 1:
+        each["processes"] = workers.speed(planned, data_dir) / workers.count
+    best = min(each, key=lambda way: each[way])
+    shown = ", ".join(f"{way} {1e3 * value:.1f} ms" for way, value in each.items())
+    console.print(f"a step of a cell: {shown}; so {best}", highlight=False)
+    return best

@@ -1,0 +1,361 @@
+"""Run folders: train and score experiments in them, resume them, and say what a result was made with."""
+
+import contextlib
+import dataclasses
+import datetime
+import difflib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from experiments import configs, start
+from experiments.experiment import Experiment, classes, cost, dataset, stacks, trainer
+from research.analysis import budget, hardware
+from research.attention import core
+from research.data.pipeline import Batches
+from research.evaluation import likelihood
+from research.training import loop
+from research.training.checkpoints import Checkpoints
+from research.training.ensemble import Ensemble, Solo
+from research.training.sharding import Placement
+
+
+class RunError(RuntimeError):
+    """Why a run folder cannot be used, in one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An experiment, the gin text it was made from, its run folder, and what it is called where progress is shown."""
+
+    planned: Experiment
+    config: str
+    folder: Path
+    title: str = "train"
+
+
+Result = dict[str, Any]
+
+
+def run(job: Job, *, data_dir: str | None = None, console: Console) -> Result:
+    """Train and score the experiment in its run folder, going on where an earlier call was stopped.
+
+    Returns the result, also in `result.json`: key, commit, dirty, config, environment, data, budget, metrics and
+    timing. A finished folder is returned as it is.
+
+    Raises:
+      RunError: the folder belongs to another experiment.
+      CheckpointError: a checkpoint cannot be written or read.
+      loop.Interrupted, loop.Diverged: see `loop.run`.
+    """
+    (result,) = run_all([job], data_dir=data_dir, console=console)
+    if isinstance(result, loop.Diverged):
+        raise result
+    return result
+
+
+def run_all(
+    jobs: Sequence[Job], *, data_dir: str | None = None, console: Console
+) -> list[Result | loop.Diverged]:
+    """Several experiments that `group` says may share a compiled step, as one ensemble; see `run`.
+
+    A member that diverges leaves its error in place of its result.
+    """
+    runs = [_Run(job, data_dir) for job in jobs]
+    for one in runs:
+        if one.finished is not None:
+            console.print(f"{one.job.title} is finished: {one.job.folder / 'result.json'}")
+    todo = [one for one in runs if one.finished is None]
+    if todo:
+        _train(todo, console)
+    return [one.finished if one.error is None else one.error for one in runs]  # ty: ignore[invalid-return-type]
+
+
+def group(planned: Experiment, data_dir: str | None) -> tuple[Any, ...]:
+    """What must be equal in experiments that train as one ensemble: the program and the shapes of its batches."""
+    text = dataset(planned.data, data_dir)
+    batches = text.training(planned.seed)
+    leaves, structure = jax.tree.flatten(next(batches))
+    batches.close()
+    return (
+        trainer(planned, text.tokenizer.vocab_size),
+        planned.matmul_precision,
+        planned.deterministic,
+        structure,
+        tuple((leaf.shape, leaf.dtype) for leaf in leaves),
+    )
+
+
+def alone(planned: Experiment) -> str | None:
+    """Why an experiment cannot be part of an ensemble, or None."""
+    if planned.data.hard is not None:
+        return "Data.hard chooses examples by the model"
+    if any(getattr(planned.parallelism, axis) != 1 for axis in ("fsdp", "tensor", "sequence")):
+        return "Parallelism spreads the run over devices"
+    return None
+
+
+def _train(runs: Sequence["_Run"], console: Console) -> None:
+    """Train and score runs that share a program."""
+    first = runs[0]
+    planned = first.job.planned
+    for one in runs:
+        one.status("running")
+    engine: Solo | Ensemble
+    initial = first.solo.initial
+    engine = first.solo if len(runs) == 1 else Ensemble(first.trainer, len(runs))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.default_matmul_precision(planned.matmul_precision))
+        if first.placement is not None:
+            stack.enter_context(jax.set_mesh(first.placement.mesh))
+        try:
+            members = [one.member(initial, stack, console) for one in runs]
+            outcomes = loop.run(
+                engine,
+                members,
+                steps=planned.steps,
+                plan=planned.plan,
+                work=loop.Work(
+                    tokens=budget.tokens_read,
+                    flops=first.price.train_flops / first.solo.hosts,
+                    peak=_peak_flops(planned),
+                ),
+                console=console,
+            )
+            for one, outcome in zip(runs, outcomes, strict=True):
+                one.finish(outcome, timed=len(runs) == 1)
+        except BaseException as error:
+            for one in runs:
+                one.status("interrupted" if isinstance(error, loop.Interrupted) else "failed", str(error))
+            raise
+
+
+class _Run:
+    """A job in its folder."""
+
+    def __init__(self, job: Job, data_dir: str | None):
+        self.job = job
+        planned = job.planned
+        self._text = dataset(planned.data, data_dir)
+        self.finished = _open(job, planned.key(), self._text.fingerprint)
+        self.error: loop.Diverged | None = None
+        if self.finished is not None:
+            return
+        self.trainer = trainer(planned, self._text.tokenizer.vocab_size)
+        self.price = cost(planned.model, planned.data, data_dir)
+        self.placement = _placement(planned)
+        self.solo = Solo(self.trainer, rows=planned.data.batch, placement=self.placement)
+        names = planned.data.mixture.names
+        parts: dict[str, int | None] = {"": None}
+        parts |= {f"{name}_": part for part, name in enumerate(names)} if len(names) > 1 else {}
+        self._sets = {
+            split: {prefix: self._text.held_out(split, part) for prefix, part in parts.items()}
+            for split in ("test", "validation")
+        }
+        self._record = self._describe()
+
+    def member(
+        self, initial: Callable[..., Any], stack: contextlib.ExitStack, console: Console
+    ) -> loop.Member:
+        """What the loop needs of it; whatever has to be closed is entered into `stack`."""
+        planned, folder, solo = self.job.planned, self.job.folder, self.solo
+        if solo.hosts > 1 and planned.data.pack > 1:
+            raise ValueError(
+                f"Data.pack = {planned.data.pack} in {solo.hosts} processes: what waits to be packed differs between "
+                "them and could not be resumed; set Data.pack = 1"
+            )
+        batches = self._text.training(
+            planned.seed, host=solo.host, hosts=solo.hosts, workers=planned.plan.workers
+        )
+        stack.callback(batches.close)
+        keep = planned.keep
+        if planned.early_stopping is not None:
+            keep = dataclasses.replace(keep, best=max(keep.best, 1), metric=planned.early_stopping.metric)
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep, say=console.print))
+        return loop.Member(
+            title=self.job.title,
+            folder=folder,
+            fresh=lambda: initial(jax.random.key(planned.seed), planned.numbers),
+            batches=batches,
+            checkpoints=checkpoints,
+            evaluate=lambda params: self._score(params, "validation"),
+            prepare=None
+            if planned.data.hard is None
+            else lambda step, params: self._mine(step, params, batches),
+            stopping=planned.early_stopping,
+        )
+
+    def finish(self, outcome: loop.Outcome, *, timed: bool) -> None:
+        """Score the trained parameters and write the result, unless the run has none."""
+        if outcome.error is not None:
+            self.error = outcome.error
+            self.status("failed", str(outcome.error))
+            return
+        params = outcome.state.evaluated
+        metrics = {**self._score(params, "test"), **self._score(params, "validation")}
+        timing = {
+            "tokens_per_second": outcome.tokens_per_second,
+            "utilisation": outcome.utilisation,
+            "wall_seconds": outcome.seconds,
+            "peak_memory_bytes": _peak_memory(),
+        }
+        taken = {"steps": int(outcome.state.step)} if self.job.planned.early_stopping is not None else {}
+        self.finished = {
+            **self._record,
+            "metrics": {**metrics, **taken},
+            "timing": timing if timed else dict.fromkeys(timing),
+        }
+        _write(self.job.folder / "result.json", self.finished)
+        self.status("done")
+
+    def status(self, status: str, error: str | None = None) -> None:
+        """Write `run.json`."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        _write(self.job.folder / "run.json", {"status": status, "time": now, "error": error, **self._record})
+
+    def _score(self, params: Any, split: str) -> dict[str, float]:
+        """Measures of a split and, of a mixture, of each part of it; those of validation are named so."""
+        name = "" if split == "test" else f"{split}_"
+        tokenizer = None if classes(self.job.planned.model) else self._text.tokenizer
+        return {
+            f"{name}{prefix}{measure}": value
+            for prefix, batches in self._sets[split].items()
+            for measure, value in likelihood.held_out(
+                self.trainer, params, batches, tokenizer, place=self.solo.whole
+            ).items()
+        }
+
+    def _mine(self, step: int, params: Any, batches: Batches) -> None:
+        """Choose hard examples where it is time to."""
+        hard, seed = self.job.planned.data.hard, self.job.planned.seed
+        assert hard is not None
+        if hard.refreshes(step):
+            ids = hard.scored(step, len(self._text.windows[0]["train"]))
+            rows = [
+                np.asarray(self.trainer.row_losses(params, batch))
+                for batch in self.solo.whole(self._text.rows(seed, ids.tolist()))
+            ]
+            batches.mined(hard.hardest(ids, np.concatenate(rows)[: len(ids)]))
+
+    def _describe(self) -> Result:
+        planned, price, text = self.job.planned, self.price, self._text
+        return {
+            "key": planned.key(),
+            **_commit(),
+            "config": self.job.config,
+            "environment": self._environment(),
+            "data": {"fingerprint": text.fingerprint, "order": text.order(planned.seed, planned.steps)},
+            "budget": {
+                "parameters": price.parameters,
+                "flops_per_token": price.flops_per_token,
+                "train_flops": price.train_flops * planned.steps,
+                "tokens_seen": price.tokens * planned.steps,
+                "loss_tokens": price.loss_tokens * planned.steps,
+                "steps": planned.steps,
+            },
+        }
+
+    def _environment(self) -> Result:
+        """What the run was made with; which attention there is depends on the mesh."""
+        around = contextlib.nullcontext() if self.placement is None else jax.set_mesh(self.placement.mesh)
+        with around:
+            return _environment(self.job.planned) | start.settings()
+
+
+def _placement(planned: Experiment) -> Placement | None:
+    """Where a run of its own lives; None: on the one device that there is."""
+    mesh = planned.parallelism.mesh()
+    return Placement(planned.parallelism, mesh) if mesh.size > 1 else None
+
+
+def _peak_flops(planned: Experiment) -> float | None:
+    """FLOP/s that all devices could do in the dtype of the model's products."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return hardware.measured_roof()
+    peak = hardware.peak(device.device_kind, stacks(planned.model)[0].dtype)
+    return None if peak is None else peak * jax.device_count()
+
+
+def _open(job: Job, key: str, fingerprint: str) -> Result | None:
+    """Make the folder this experiment's own; its result if it is finished."""
+    folder, config = job.folder, job.config
+    folder.mkdir(parents=True, exist_ok=True)
+    status = folder / "run.json"
+    if status.exists():
+        known = json.loads(status.read_text())
+        if known["key"] != key:
+            before, now = known["config"].splitlines(), config.splitlines()
+            lines = [line for line in difflib.ndiff(before, now) if line[0] in "+-" and "=" in line]
+            raise RunError(
+                f"run folder {folder} holds another experiment ({'; '.join(lines) or 'another version'}); "
+                "choose another --run_dir or remove the folder"
+            )
+        if known["data"]["fingerprint"] != fingerprint:
+            raise RunError(
+                f"run folder {folder} read data {known['data']['fingerprint'][:12]}, but now the corpus or the weights "
+                f"are {fingerprint[:12]}; choose another --run_dir or remove the folder"
+            )
+    (folder / "config.gin").write_text(config)
+    result = folder / "result.json"
+    return json.loads(result.read_text()) if result.exists() else None
+
+
+def _write(path: Path, value: Result) -> None:
+    """Write JSON so that a reader sees all of it or nothing; of several processes the first one writes."""
+    if jax.process_index():
+        return
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    os.replace(temporary, path)
+
+
+def _commit() -> Result:
+    """The commit of the code, and whether it was changed since."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=configs.ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    code = ("research", "experiments", "configs", "requirements.txt")
+    return {
+        "commit": git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(git("status", "--porcelain", "--", *code)),
+    }
+
+
+def _environment(experiment: Experiment) -> Result:
+    device = jax.devices()[0]
+    backends = {
+        core.resolved_name(stack.backend)
+        for stack in stacks(experiment.model)
+        if isinstance(stack.backend, str)
+    }
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": importlib.metadata.version("flax"),
+        "platform": device.platform,
+        "device": device.device_kind,
+        "attention": "+".join(sorted(backends)),
+        "matmul_precision": experiment.matmul_precision,
+    }
+
+
+def _peak_memory() -> int:
+    """Most bytes this process (or its accelerator) has held so far."""
+    statistics = jax.devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return statistics.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -1,0 +1,54 @@
+"""Hyperparameters as data: the numbers of a config that change neither shapes nor the program.
+
+A config's class names them in `tunable`. Runs that differ in nothing else share one compiled step, which reads the
+numbers from the train state; so a grid of learning rates compiles once, and an ensemble trains it in one program.
+"""
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+BLANK = math.nan  # one object, so that blanks are equal
+
+
+def numbers(config: Any) -> dict[str, float]:
+    """The tunable numbers of a tree of frozen dataclasses by their path, e.g. {"learning_rate": 3e-3}.
+
+    A number that is None is a choice of program ("no clipping"), not a number.
+    """
+    found = {}
+    for name, value in _fields(config):
+        if dataclasses.is_dataclass(value):
+            found |= {f"{name}.{inner}": number for inner, number in numbers(value).items()}
+        elif name in _tunable(config) and value is not None:
+            found[name] = float(value)
+    return found
+
+
+def filled(config: Any, values: dict[str, Any]) -> Any:
+    """The config with these numbers, which may be traced; it is not validated again."""
+    changed = copy.copy(config)
+    for name, value in _fields(config):
+        if dataclasses.is_dataclass(value):
+            inside = {path.removeprefix(f"{name}."): number for path, number in values.items()}
+            value = filled(value, {path: inside[path] for path in numbers(value)})
+        elif name in _tunable(config) and value is not None:
+            value = values[name]
+        object.__setattr__(
+            changed, name, value
+        )  # frozen, and a traced number cannot be compared with a bound
+    return changed
+
+
+def form(config: Any) -> Any:
+    """The config with its numbers blanked, equal for configs that share a program; unfilled it trains to NaN."""
+    return filled(config, dict.fromkeys(numbers(config), BLANK))
+
+
+def _fields(config: Any) -> list[tuple[str, Any]]:
+    return [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
+
+
+def _tunable(config: Any) -> tuple[str, ...]:
+    return getattr(type(config), "tunable", ())

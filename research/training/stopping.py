@@ -1,0 +1,65 @@
+"""Early stopping."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    """Stop when a held-out measure has not improved for a while, and keep the parameters of its best evaluation
+    (Prechelt 1998).
+
+    Attributes:
+      every: steps between evaluations.
+      patience: evaluations without an improvement after which the run stops.
+      metric: what is watched; lower is better.
+      least: what counts as an improvement.
+    """
+
+    every: int
+    patience: int = 3
+    metric: str = "validation_loss"
+    least: float = 0.0
+
+    def __post_init__(self):
+        for name in ("every", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"EarlyStopping.{name} = {getattr(self, name)}: expected at least 1")
+
+
+@dataclasses.dataclass
+class Watch:
+    """How an early-stopped run stands: the best value so far, its step, and the evaluations since."""
+
+    rule: EarlyStopping
+    best: float | None = None
+    step: int = 0
+    since: int = 0
+
+    def see(self, step: int, scores: dict[str, float]) -> bool:
+        """Take note of an evaluation; whether it is the best so far.
+
+        Raises:
+          ValueError: it has no such metric.
+        """
+        if self.rule.metric not in scores:
+            raise ValueError(f"EarlyStopping.metric = {self.rule.metric!r}: expected one of {sorted(scores)}")
+        value = scores[self.rule.metric]
+        better = self.best is None or value < self.best - self.rule.least
+        if better:
+            self.best, self.step, self.since = value, step, 0
+        else:
+            self.since += 1
+        return better
+
+    @property
+    def over(self) -> bool:
+        """Whether the run should stop."""
+        return self.since >= self.rule.patience
+
+    def get_state(self) -> list:
+        """The state as JSON."""
+        return [self.best, self.step, self.since]
+
+    def set_state(self, state: list) -> None:
+        """Go on from there."""
+        self.best, self.step, self.since = state
