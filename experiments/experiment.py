@@ -130,8 +130,8 @@ def trainer(planned: Experiment, vocab: int) -> Trainer:
     memory = next((stack.memory for stack in stacks(planned.model) if stack.memory is not None), None)
     if memory is not None and not isinstance(planned.data.layout, Stream):
         raise ValueError(
-            f"StackConfig.memory = {memory}, but rows of {type(planned.data.layout).__name__}() do not go on from batch "
-            "to batch; set Data.layout = @streams.Stream(), or the memory to None"
+            f"StackConfig.memory = {memory}, but rows of {type(planned.data.layout).__name__}() do not go on from "
+            "batch to batch; set Data.layout = @streams.Stream(), or the memory to None"
         )
     optimizer, recipe = (hyperparameters.form(part) for part in (planned.optimizer, planned.recipe))
     return _trainer(planned.model, vocab, optimizer, recipe, planned.steps)

@@ -79,7 +79,7 @@ def run_all(
     todo = [one for one in runs if one.finished is None]
     if todo:
         _train(todo, console)
-    return [one.finished if one.error is None else one.error for one in runs]  # ty: ignore[invalid-return-type]
+    return [one.finished if one.error is None else one.error for one in runs]  # ty: ignore[invalid-explicit-return]
 
 
 def group(planned: Experiment, data_dir: str | None) -> tuple[Any, ...]:

@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
+from research.analysis.program import scanned
 from research.attention.masks import Mask, Slots, visible_pairs
 from research.batch import Batch
 from research.models.config import StackConfig
@@ -133,30 +135,38 @@ def _with_backend(config: Any, backend: Any) -> Any:
     return dataclasses.replace(config, **stacks)
 
 
-def _count(jaxpr: Any) -> tuple[int, dict[int, int]]:
-    """FLOPs of the matrix products, and how often each marked attention runs."""
+def _count(jaxpr: Any, depends: Sequence[bool] | None = None) -> tuple[int, dict[int, int]]:
+    """FLOPs of the matrix products, and how often each marked attention runs. `depends`: which arguments have
+    parameters in them (None: all); products of what has none, such as angles, are not the model's.
+    """
     flops, calls = 0, {}
+    known = dict(zip(jaxpr.invars, depends or [True] * len(jaxpr.invars), strict=True))
 
-    def add(inner: Any, times: int) -> None:
+    def add(inner: Any, inputs: list[bool], times: int) -> None:
         nonlocal flops
-        products, marked = _count(inner)
+        products, marked = _count(inner, inputs if len(inputs) == len(inner.invars) else None)
         flops += times * products
         for index, count in marked.items():
             calls[index] = calls.get(index, 0) + times * count
 
     for eqn in jaxpr.eqns:
         name = str(eqn.params.get("name", ""))
+        inputs = [not isinstance(var, core.Literal) and known.get(var, False) for var in eqn.invars]
+        known |= dict.fromkeys(eqn.outvars, any(inputs))
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-            flops += 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+            flops += any(inputs) * 2 * depth * math.prod(eqn.outvars[0].aval.shape)
         elif name.startswith("attend_"):
             index = int(name.removeprefix("attend_"))
             calls[index] = calls.get(index, 0) + 1
         else:
+            if eqn.primitive.name == "scan":  # what is carried depends on all that comes in
+                start, carried = scanned(eqn)
+                inputs[start : start + carried] = [any(inputs)] * carried
             for value in eqn.params.values():
                 for inner in value if isinstance(value, tuple | list) else (value,):
                     inner = getattr(inner, "jaxpr", inner)
                     if hasattr(inner, "eqns"):
-                        add(inner, eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1)
+                        add(inner, inputs, eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1)
     return flops, calls

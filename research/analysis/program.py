@@ -52,6 +52,16 @@ def size(aval: Any) -> int:
     return 0 if dtype is None or dtype == jax.dtypes.float0 else math.prod(aval.shape) * dtype.itemsize
 
 
+def scanned(eqn: Any) -> tuple[int, int]:
+    """How many of a scan's inputs are constants, and how many it carries (its parameters say so in every version of JAX
+    differently): all others have one axis less inside.
+    """
+    inner = getattr(eqn.params["jaxpr"], "jaxpr", eqn.params["jaxpr"])
+    whole = [var.aval.ndim == own.aval.ndim for var, own in zip(eqn.invars, inner.invars, strict=True)]
+    carried = [var.aval.ndim == own.aval.ndim for var, own in zip(eqn.outvars, inner.outvars, strict=True)]
+    return sum(whole) - sum(carried), sum(carried)
+
+
 @dataclasses.dataclass(eq=False)
 class Value:
     """An array.
@@ -184,7 +194,7 @@ class Graph:
         name, params = eqn.primitive.name, eqn.params
         avals = [var.aval for var in eqn.outvars]
         if name == "scan":
-            return self._scan(params, reads, avals)
+            return self._scan(eqn, reads, avals)
         if name == "while":
             constants, reads = params["body_nconsts"], reads[params["cond_nconsts"] :]
             body = self._body(params["body_jaxpr"], constants, len(avals))
@@ -219,8 +229,8 @@ class Graph:
             more["key"] = str(sorted((k, str(v)) for k, v in params.items() if k != "sharding"))
         return self.add(name, kind, reads, avals, **more)
 
-    def _scan(self, params: Any, reads: list[Value], avals: list[Any]) -> list[Value]:
-        constants, carried = params["num_consts"], params["num_carry"]
+    def _scan(self, eqn: Any, reads: list[Value], avals: list[Any]) -> list[Value]:
+        (constants, carried), params = scanned(eqn), eqn.params
         length, unroll, jaxpr = params["length"], params["unroll"], params["jaxpr"]
         start = constants + carried
         if length > unroll:

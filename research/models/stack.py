@@ -11,10 +11,10 @@ from research.attention.masks import Mask, Slots
 from research.attention.memory import Line
 from research.attention.positions import Positions
 from research.models.config import BlockSpec, StackConfig
-from research.models.layers import Block, Left, Source, child, dropped, folded, norm
+from research.models.layers import PRODUCT, Block, Left, Source, child, dropped, folded, norm
 
 POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

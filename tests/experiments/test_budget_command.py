@@ -128,15 +128,15 @@ def test_published_models_have_their_published_size():
     assert sizes[0] == pytest.approx(175e9, rel=0.005)
 
 
-def test_full_tuning_takes_16_bytes_a_parameter_and_its_activations():
+def test_full_tuning_takes_16_bytes_a_parameter_a_narrow_copy_of_the_layers_and_its_activations():
     llama = budget.PUBLISHED[1]
     adam, adafactor = (llama.memory(optimizer, "full") for optimizer in (AdamW(), Adafactor()))
     count = llama.parameters()
     assert adam.parameters == 4 * count
     assert adam.optimizer == pytest.approx(8 * count, rel=1e-6)
     assert adafactor.optimizer < 0.01 * adam.optimizer
-    assert 16 * count < adam.total < 17 * count
-    assert llama.memory(AdamW(), "none").activations > 50 * adam.activations
+    assert 17.5 * count < adam.total < 18.5 * count
+    assert llama.memory(AdamW(), "none").activations > 20 * adam.activations
 
 
 def command(*words):
