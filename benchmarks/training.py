@@ -76,7 +76,7 @@ def batch(case: Case) -> Batch:
 
 
 def build(case: Case) -> tuple[dict[str, Any], dict[str, Callable[[], float]]]:
-    """Our step on that case, or that of all its replicas at once."""
+    """Our step on that case."""
     start.process()
     jax.config.update("jax_enable_compilation_cache", False)  # the first step compiles
     functions, data = trainer(case), batch(case)

@@ -33,7 +33,6 @@ class Case:
     Attributes:
       family: "causal", "prefix" (a quarter of each row), "window" (256), "encoder-decoder", or "T5", the same with T5's
         position biases.
-      replicas: of an ensemble; None: one run.
     """
 
     family: str
@@ -46,7 +45,6 @@ class Case:
     hidden: int = 1024
     vocab: int = 4096
     window: int = 256
-    replicas: int | None = None
 
     @property
     def rows(self) -> int:

@@ -94,6 +94,7 @@ def test_a_study_runs_what_is_missing_and_nothing_else(project):
     assert re.search(r"\| prefix \| 2 \|", (project / "results/tiny/smoke/table.md").read_text())
 
 
+@pytest.mark.slow
 def test_an_ensemble_has_the_rows_of_cells_that_ran_alone(project):
     arms = "--only=causal"
     code, _, wrong = launch(project, "--how=alone", arms)
