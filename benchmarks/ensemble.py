@@ -1,7 +1,7 @@
 """An ensemble's step beside the same runs one after another: python -m benchmarks.ensemble [--out=results/benchmarks]
 
 Both are compiled steps in one process, timed in turn, round after round; figures are medians. A replica has its own
-seed, learning rate and batch. On a CPU this shows whether an ensemble is worth it at all; `launch` finds that out by itself.
+seed, learning rate and batch. On a CPU this shows whether an ensemble is worth it at all; `launch` finds that out.
 """
 
 import json
