@@ -25,7 +25,7 @@ from research.analysis import budget, hardware
 from research.attention import core
 from research.data.pipeline import Batches
 from research.evaluation import likelihood
-from research.training import loop
+from research.training import hyperparameters, loop
 from research.training.checkpoints import Checkpoints
 from research.training.ensemble import Ensemble, Solo
 from research.training.sharding import Placement
@@ -89,7 +89,11 @@ def group(planned: Experiment, data_dir: str | None) -> tuple[Any, ...]:
     leaves, structure = jax.tree.flatten(next(batches))
     batches.close()
     return (
-        trainer(planned, text.tokenizer.vocab_size),
+        planned.model,
+        hyperparameters.form(planned.optimizer),
+        hyperparameters.form(planned.recipe),
+        text.tokenizer.vocab_size,
+        planned.steps,
         planned.matmul_precision,
         planned.deterministic,
         structure,

@@ -160,7 +160,7 @@ def run(
             runs[index].save(engine.member(group, index), scores)
         clock.restart()
 
-    with _Stop() as stop, _progress(console) as progress:
+    with _Stop() as stop, profiler, _progress(console) as progress:
         task = progress.add_task(
             members[0].title if len(runs) == 1 else f"{len(runs)} runs",
             total=steps,
@@ -388,7 +388,7 @@ class _Clock:
 
 
 class _Profiler:
-    """Writes a trace of some steps."""
+    """Writes a trace of some steps; those that a run does not reach are left out."""
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path):
         self._steps, self._folder, self._on = steps, folder, False
@@ -399,9 +399,17 @@ class _Profiler:
             self._on = True
 
     def after(self, done: int, group: Any) -> None:
-        if self._steps is not None and self._on and done == self._steps[1]:
+        if self._steps is not None and done == self._steps[1]:
             jax.block_until_ready(group)
+            self.__exit__()
+
+    def __enter__(self) -> "_Profiler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._on:
             jax.profiler.stop_trace()
+            self._on = False
 
 
 class _Stop:

@@ -178,9 +178,10 @@ def test_every_line_says_how_fast_and_how_well_used_the_device_is(trainer, tmp_p
 
 
 @pytest.mark.slow
-def test_a_profile_is_written_to_the_run_folder(trainer, tmp_path):
+@pytest.mark.parametrize("last", [5, 50])
+def test_a_profile_is_written_to_the_run_folder_also_if_the_run_ends_before(trainer, tmp_path, last):
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        go(trainer, [member(trainer, tmp_path / "run", checkpoints)], 8, profile=(3, 5))
+        go(trainer, [member(trainer, tmp_path / "run", checkpoints)], 8, profile=(3, last))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
