@@ -185,7 +185,9 @@ class _Run:
         stack.callback(batches.close)
         keep = planned.keep
         if planned.early_stopping is not None:
-            keep = dataclasses.replace(keep, best=max(keep.best, 1), metric=planned.early_stopping.metric)
+            keep = dataclasses.replace(
+                keep, best=max(keep.best, 1), metric=planned.early_stopping.metric, lowest=True
+            )
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep, say=console.print))
         return loop.Member(
             title=self.job.title,

@@ -83,7 +83,9 @@ def main(argv: list[str]) -> int:
             )
         if planned.deterministic:
             start.deterministic()
-        if FLAGS.distributed or FLAGS.coordinator:
+        if FLAGS.distributed or any(
+            value is not None for value in (FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+        ):
             start.distributed(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         if FLAGS.dry_run:
             describe(planned, config, FLAGS.data_dir, console)

@@ -28,3 +28,10 @@ def _compilation_cache(tmp_path_factory):
         folder = os.path.join(cache, "architecture-ablations", "xla-tests", worker)
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_do_not_pile_up():
+    """Compiled programs are let go after each file: a process that has mapped many thousands of them crashes."""
+    yield
+    jax.clear_caches()

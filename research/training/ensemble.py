@@ -120,9 +120,7 @@ class Ensemble:
     def _one(self, member: Member, batch: Batch, running: Any) -> tuple[Member, Metrics]:
         state, sound = member
         new, metrics = self.trainer.update(state, batch)
-        sound &= jnp.isfinite(metrics["loss"]) | ~running
-        if self.trainer.recipe.loss_scale is None:  # else the step itself leaves out what overflows
-            sound &= jnp.isfinite(metrics["grad_norm"]) | ~running
+        sound &= metrics["finite"] | ~running
         return (chosen(running & sound, new, state), sound), metrics
 
     def join(self, states: Sequence[TrainState]) -> Member:

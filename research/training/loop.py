@@ -149,9 +149,9 @@ def run(
 
     def settle() -> None:
         """Hand every run the losses of the steps since the last time; the one place that waits for the devices."""
-        for losses, taken in jax.device_get(pending):
+        for losses, finite, taken in jax.device_get(pending):
             for index in np.flatnonzero(taken):
-                runs[index].lost(int(taken[index]), float(losses[index]))
+                runs[index].lost(int(taken[index]), float(losses[index]), bool(finite[index]))
         pending.clear()
 
     def save(index: int, **scores: float) -> None:
@@ -176,7 +176,9 @@ def run(
             for run in moving:
                 run.done += 1
                 clock.count(work.tokens(run.batch), work.flops)
-            pending.append((metrics["loss"], np.where(running, [run.done for run in runs], 0)))
+            pending.append(
+                (metrics["loss"], metrics.pop("finite"), np.where(running, [run.done for run in runs], 0))
+            )
             profiler.after(moving[0].done, group)
             batches = take()  # while the devices work
             logged = [i for i, run in enumerate(runs) if running[i] and run.due(plan.log_every, last=True)]
@@ -196,8 +198,10 @@ def run(
                 if run.due(plan.evaluate_every) or run.due(run.stops_every):
                     better, scores = run.score(engine.member(group, index).evaluated)
                     clock.restart()
-                    if better or run.over:
+                    if better:
                         save(index, **scores)
+                    elif run.over:
+                        save(index)
                 if run.due(plan.checkpoint_every, last=True):
                     save(index)
             if stop.asked or _preempted(members[0].checkpoints, moving[0].done):
@@ -265,11 +269,14 @@ class _Run:
     def due(self, every: int, *, last: bool = False) -> bool:
         return bool(every and self.done % every == 0) or (last and self.done == self._steps)
 
-    def lost(self, step: int, loss: float) -> None:
-        """Note a step's loss, and say so if it stands out; one that is no number ends the run."""
-        if not math.isfinite(loss):
+    def lost(self, step: int, loss: float, finite: bool) -> None:
+        """Note a step's loss, and say so if it stands out; one that is not finite, or whose gradient is not, ends the
+        run.
+        """
+        if not finite:
+            said = f"loss is {loss}" + (", its gradient is not finite" if math.isfinite(loss) else "")
             self.error = self.error or Diverged(
-                f"{self.member.title} step {step}: loss is {loss}; newest checkpoint: step "
+                f"{self.member.title} step {step}: {said}; newest checkpoint: step "
                 f"{self.member.checkpoints.latest} in {self.member.folder}; lower Optimizer.learning_rate"
             )
             return

@@ -167,8 +167,9 @@ class Trainer:
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step down the gradient of the mean loss, not compiled.
 
-        Returns the new state and scalars: loss (nats per target), grad_norm, weight (of the targets), learning_rate
-        and, where they exist, compression_loss and loss_scale.
+        Returns the new state and scalars: loss (nats per target), grad_norm, finite (whether the run may go on: a
+        gradient that overflows is left out under a loss scale), weight (of the targets), learning_rate and, where they
+        exist, compression_loss and loss_scale.
         """
         optimizer, recipe = self._filled(state.numbers)
         params, scale = state.params, 1.0 if state.scale is None else state.scale.value
@@ -186,6 +187,7 @@ class Trainer:
         metrics: Metrics = {
             "loss": loss,
             "grad_norm": norm,
+            "finite": jnp.isfinite(loss) & (jnp.isfinite(norm) | (state.scale is not None)),
             "weight": jnp.sum(batch.weights, dtype=jnp.float32),
             "learning_rate": jnp.asarray(
                 optimizer.schedule.build(optimizer.learning_rate, self._steps)(state.step)

@@ -74,6 +74,7 @@ def test_members_that_diverge_or_are_stopped_freeze_and_the_others_go_on():
     broken[1] = dataclasses.replace(broken[1], weights=np.full_like(broken[1].weights, np.nan))
     group, metrics = engine.step(group, engine.place(broken), np.array([False, True, True]))
     assert np.isnan(metrics["loss"]).tolist() == [False, True, False]
+    assert metrics["finite"].tolist() == [True, False, True]
     after = [engine.member(group, index) for index in range(3)]
     assert [int(state.step) for state in after] == [1, 1, 2]
     for index in (0, 1):

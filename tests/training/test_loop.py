@@ -81,6 +81,31 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
     assert [line["step"] for line in lines(tmp_path / "run")][-1] <= 20
 
 
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_saved_or_scored(trainer, tmp_path):
+    class Overflowing(Solo):
+        """Says of the tenth step that its gradient overflowed, though its loss did not."""
+
+        steps = 0
+
+        def step(self, group, batches, running):
+            state, metrics = super().step(group, batches, running)
+            self.steps += 1
+            return state, metrics | {"finite": metrics["finite"] & (self.steps != 10)}
+
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        (outcome,) = loop.run(
+            Overflowing(trainer, rows=4),
+            [member(trainer, tmp_path / "run", checkpoints)],
+            steps=10,
+            plan=loop.Plan(checkpoint_every=5),
+            work=loop.Work(tokens=lambda batch: 24),
+            console=Console(quiet=True),
+        )
+        assert "step 10: loss is" in str(outcome.error)
+        assert "its gradient is not finite; newest checkpoint: step 5" in str(outcome.error)
+        assert checkpoints.latest == 5
+
+
 def test_in_an_ensemble_one_diverges_one_stops_early_and_one_arrives(trainer, tmp_path):
     names = ("whole", "broken", "early")
     seen = iter([3.0, 2.0, 2.5, 2.6, 2.7])
