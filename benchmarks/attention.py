@@ -8,21 +8,18 @@ case times its candidates in turn, round after round, and reports medians; ratio
 import dataclasses
 import functools
 import importlib.util
-import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from rich.progress import track
-from rich.table import Table
 
+from benchmarks.report import publish
 from experiments import start
 from research.attention import blockwise
 from research.attention.core import attend
@@ -233,34 +230,20 @@ def main(argv: list[str]) -> int:
         measure(case, FLAGS.rounds)
         for case in track(cases(FLAGS.longest), "attention", console=console, transient=True)
     ]
-    lines = table(rows)
-    shown = Table(*lines[0], title="forward + backward (forward), ms")
-    for line in lines[1:]:
-        shown.add_row(*line)
-    console.print(shown)
-    if FLAGS.out:
-        out = Path(FLAGS.out)
-        out.mkdir(parents=True, exist_ok=True)
-        about = {
-            "jax": jax.__version__,
-            "device": str(jax.devices()[0]),
-            "cpus": os.cpu_count(),
-            "machine": platform.machine(),
-            "xla_flags": os.environ.get("XLA_FLAGS", ""),
-            "heads": HEADS,
-            "head_dim": WIDTH,
-            "dtype": "float32",
-        }
-        (out / "attention.json").write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
-        markdown = ["| " + " | ".join(line) + " |" for line in lines]
-        markdown.insert(1, "|" + " --- |" * len(lines[0]))
-        (out / "attention.md").write_text("\n".join(markdown) + "\n")
-        print(out / "attention.md")
+    publish(
+        "attention",
+        table(rows),
+        rows,
+        console=console,
+        title="forward + backward (forward), ms",
+        heads=HEADS,
+        head_dim=WIDTH,
+        dtype="float32",
+    )
     return 0
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "", "folder for attention.json and attention.md; empty: only print")
     flags.DEFINE_integer("rounds", 7, "timed rounds", lower_bound=1)
     flags.DEFINE_integer("longest", 16384, "longest row", lower_bound=256)
     flags.DEFINE_boolean("flex", False, "time FlexAttention too (torch.compile needs a C++ compiler)")

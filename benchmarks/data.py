@@ -6,19 +6,15 @@ reads, in the same process, in turn, medians over rounds. `--out=results/benchma
 
 import dataclasses
 import itertools
-import json
-import os
-import platform
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags
 from rich.progress import track
-from rich.table import Table
 
+from benchmarks.report import publish
 from experiments import configs, experiment, start
 from research.analysis import budget
 
@@ -101,34 +97,15 @@ def main(argv: list[str]) -> int:
         ]
     except (configs.ConfigError, ValueError, OSError, RuntimeError) as error:
         return start.fail(error)
-    table = Table("case", "made (tokens/s)", "read by a step (tokens/s)", "ratio")
-    for line in lines:
-        table.add_row(line.case, f"{line.made:,.0f}", f"{line.read:,.0f}", f"{line.ratio:.1f}")
-    console.print(table)
-    if FLAGS.out:
-        folder = Path(FLAGS.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        machine = {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "jax": jax.__version__,
-        }
-        rows = [{**dataclasses.asdict(line), "ratio": line.ratio} for line in lines]
-        record = {"scale": FLAGS.scale, "machine": machine, "lines": rows}
-        (folder / "data.json").write_text(json.dumps(record, indent=2) + "\n")
-        head = (
-            "| case | made (tokens/s) | read by a step (tokens/s) | ratio |\n| --- | ---: | ---: | ---: |\n"
-        )
-        body = "".join(
-            f"| {line.case} | {line.made:,.0f} | {line.read:,.0f} | {line.ratio:.1f} |\n" for line in lines
-        )
-        note = f"\nScale {FLAGS.scale}; {os.cpu_count()} cores; jax {jax.__version__}; one thread makes the batches.\n"
-        (folder / "data.md").write_text(head + body + note)
+    table = [["case", "made (tokens/s)", "read by a step (tokens/s)", "ratio"]]
+    table += [[one.case, f"{one.made:,.0f}", f"{one.read:,.0f}", f"{one.ratio:.1f}"] for one in lines]
+    rows = [{**dataclasses.asdict(one), "ratio": one.ratio} for one in lines]
+    note = f"Scale {FLAGS.scale}; one thread makes the batches."
+    publish("data", table, rows, console=console, title="batches", notes=[note], scale=FLAGS.scale)
     return 0
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("scale", "small", "configs/scale/<scale>.gin")
     flags.DEFINE_string("data_dir", None, "where corpora are kept")
-    flags.DEFINE_string("out", None, "folder for data.json and data.md")
     app.run(main)

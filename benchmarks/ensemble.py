@@ -4,19 +4,16 @@ Both are compiled steps in one process, timed in turn, round after round; figure
 seed, learning rate and batch. On a CPU this shows whether an ensemble is worth it at all; `launch` finds that out.
 """
 
-import json
-import os
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags
 from rich.progress import track
-from rich.table import Table
 
+from benchmarks.report import publish
 from experiments import start
 from research.attention.masks import Slots
 from research.batch import Batch, Tokens
@@ -82,28 +79,12 @@ def main(argv: list[str]) -> int:
         speed = row["separate_ms"] / row["ensemble_ms"]
         sizes = [str(row[name]) for name in ("width", "layers", "rows", "replicas")]
         lines.append([*sizes, f"{row['ensemble_ms']:.1f}", f"{row['separate_ms']:.1f}", f"{speed:.2f}"])
-    shown = Table(*head, title=f"one step of all replicas, {LENGTH} tokens a row")
-    for line in lines[1:]:
-        shown.add_row(*line)
-    console.print(shown)
-    if FLAGS.out:
-        out = Path(FLAGS.out)
-        out.mkdir(parents=True, exist_ok=True)
-        about = {
-            "jax": jax.__version__,
-            "device": str(jax.devices()[0]),
-            "cpus": os.cpu_count(),
-            **start.settings(),
-        }
-        (out / "ensemble.json").write_text(json.dumps({"environment": about, "rows": found}, indent=1) + "\n")
-        markdown = ["| " + " | ".join(line) + " |" for line in lines]
-        markdown.insert(1, "|" + " --- |" * len(head))
-        (out / "ensemble.md").write_text("\n".join(markdown) + "\n")
-        print(out / "ensemble.md")
+    publish(
+        "ensemble", lines, found, console=console, title=f"one step of all replicas, {LENGTH} tokens a row"
+    )
     return 0
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "", "folder for ensemble.json and ensemble.md; empty: only print")
     flags.DEFINE_integer("rounds", 10, "timed rounds", lower_bound=1)
     app.run(main)

@@ -7,14 +7,10 @@ FLOPs (`research.analysis.budget`) beside float32 products of 2048 x 2048 matric
 """
 
 import dataclasses
-import json
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from rich.progress import track
-from rich.table import Table
 
+from benchmarks.report import publish
 from benchmarks.turns import KEEP_MEMORY, Candidate, Case, Process, serve
 from experiments import start
 from research.analysis import budget
@@ -38,6 +34,15 @@ from research.training.step import Trainer
 FLAGS = flags.FLAGS
 FAMILIES = ("causal", "prefix", "window", "encoder-decoder", "T5")
 ROOF = 2048
+# What is aimed at, in units of the other's speed, by length: (families, dtype, other).
+BARS: dict[tuple[tuple[str, ...], str, str], dict[int, float]] = {
+    (("causal",), "float32", "PyTorch"): {256: 1.05, 1024: 1.0, 4096: 0.85},
+    (("causal",), "float32", "PyTorch as is"): dict.fromkeys((256, 1024, 4096), 1.1),
+    (("causal", "T5"), "float32", "Hugging Face"): dict.fromkeys((256, 1024, 4096), 1.3),
+    (("causal",), "bfloat16", "PyTorch"): dict.fromkeys((256, 1024, 4096), 1.3),
+    (("window",), "float32", "ours, causal"): {4096: 2.0},
+}
+MEMORY = 1.25  # most of PyTorch's peak
 PAUSE = 0.02  # seconds between turns: idle threads of a step that is done stop spinning
 
 
@@ -206,6 +211,41 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
+def by_length(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Tokens per second of each candidate over the lengths, and of ours in units of its shortest rows."""
+    lengths = sorted({row["case"]["length"] for row in rows})
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in rows:
+        for name, one in row["candidates"].items():
+            key = (row["case"]["family"], row["case"]["dtype"], name)
+            found.setdefault(key, {})[row["case"]["length"]] = one["tokens_per_second"]
+    lines = [["family", "dtype", "", *map(str, lengths), "longest / shortest"]]
+    for key, speeds in found.items():
+        ratio = speeds[max(speeds)] / speeds[min(speeds)]
+        shown = [f"{speeds[length]:,.0f}" if length in speeds else "-" for length in lengths]
+        lines.append([*key, *shown, f"{ratio:.2f}"])
+    return lines
+
+
+def against(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each bar that the rows say something about: the figure, the bar, and whether it is met."""
+    lines = []
+    for row in rows:
+        case = Case(**row["case"])
+        about = f"{case.family}, {case.length}, {case.dtype}"
+        for (families, dtype, other), least in BARS.items():
+            ratio = speed(row, other)
+            if case.family in families and case.dtype == dtype and case.length in least and ratio is not None:
+                bar = least[case.length]
+                met = "met" if ratio >= bar else "missed"
+                lines.append(f"{about}: {ratio:.2f}x {other} (bar {bar:.2f}x): {met}")
+        if "PyTorch" in row["candidates"]:
+            share = row["candidates"]["ours"]["peak_bytes"] / row["candidates"]["PyTorch"]["peak_bytes"]
+            met = "met" if share <= MEMORY else "missed"
+            lines.append(f"{about}: {share:.2f}x PyTorch's peak memory (bar {MEMORY}x at most): {met}")
+    return lines
+
+
 def planned(lengths: list[int], families: list[str], dtypes: list[str]) -> list[Case]:
     """The cases of the table; bfloat16 is told by the causal decoder alone."""
     cases = [
@@ -238,31 +278,19 @@ def main(argv: list[str]) -> int:
         rows = [measure(case, rounds) for case in track(cases, "steps", console=console, transient=True)]
     except RuntimeError as error:
         return start.fail(error)
-    lines = table(rows)
-    shown = Table(*lines[0], title="training steps")
-    for line in lines[1:]:
-        shown.add_row(*line)
-    console.print(shown)
     roof = statistics.median(row["roof"] for row in rows)
-    note = (
-        f"Products of {ROOF} x {ROOF} matrices, float32: {roof / 1e9:,.0f} GFLOP/s; {os.cpu_count()} cores."
+    notes = [
+        f"Products of {ROOF} x {ROOF} matrices, float32: {roof / 1e9:,.0f} GFLOP/s; {os.cpu_count()} cores.",
+        *(f"- {line}" for line in against(rows)),
+    ]
+    publish(
+        "training", table(rows), rows, console=console, title="training steps", notes=notes, rounds=rounds
     )
-    console.print(note)
-    if FLAGS.out:
-        folder = Path(FLAGS.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": sys.version.split()[0]}
-        record = {"machine": machine, "rounds": rounds, "rows": rows}
-        (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-        marked = ["| " + " | ".join(line) + " |" for line in lines]
-        marked.insert(1, "|" + " --- |" * len(lines[0]))
-        (folder / "training.md").write_text("\n".join([*marked, "", note]) + "\n")
-        print(folder / "training.md")
+    publish("training_by_length", by_length(rows), [], console=console, title="tokens/s by length of a row")
     return 0
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "", "folder for training.json and training.md; empty: only print")
     flags.DEFINE_list("lengths", ["256", "1024", "4096"], "lengths of rows")
     flags.DEFINE_list("cases", list(FAMILIES), f"families: {', '.join(FAMILIES)}")
     flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "of the computation")

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import budget as budgeting
-from experiments import configs, experiment, start
+from experiments import configs, experiment, running, start
 from research.analysis import hardware
 from research.attention.platforms import compiling_for
 from research.training.sharding import Placement
@@ -66,23 +66,16 @@ def compiled(
     Raises:
       DoesNotFit: XLA says so; its own words.
     """
-    text = experiment.dataset(planned.data, data_dir)
-    batches = text.training(planned.seed)
-    batch = next(batches)
-    batches.close()
-    functions = experiment.trainer(planned, text.tokenizer.vocab_size)
+    batch, vocab = experiment.example(planned, data_dir)
+    functions = experiment.trainer(planned, vocab)
     placement = Placement(planned.parallelism, planned.parallelism.mesh(devices))
-    placement.check(batch)
+    placement.check(*batch.labels.shape)
     state = jax.eval_shape(
         lambda key: functions.initial(key, planned.numbers, rows=planned.data.batch), jax.random.key(0)
     )
     shardings = placement.state(state)
     step = jax.jit(functions.update, donate_argnums=0, out_shardings=(shardings, None))
-    with (
-        compiling_for("tpu"),
-        jax.set_mesh(placement.mesh),
-        jax.default_matmul_precision(planned.matmul_precision),
-    ):
+    with compiling_for("tpu"), running.surroundings(planned, placement):
         began = time.perf_counter()
         lowered = step.lower(
             placement.shapes(state, shardings), placement.shapes(batch, placement.rows(batch))
@@ -135,10 +128,6 @@ def main(argv: list[str]) -> int:
     start.process()
     jax.config.update("jax_enable_compilation_cache", False)  # such a program cannot be read again
     try:
-        if not FLAGS.gin_file:
-            raise configs.ConfigError(
-                "no --gin_file; for example --gin_file=configs/architecture/prefix_lm.gin"
-            )
         planned, _ = experiment.load(FLAGS.gin_file, FLAGS.gin_param)
         devices = chips(FLAGS.topology)
         try:

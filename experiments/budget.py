@@ -16,7 +16,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import configs, experiment, start
+from experiments import experiment, start
 from experiments.experiment import Experiment
 from research.analysis import memory
 from research.analysis.memory import Memory, Setting
@@ -112,7 +112,7 @@ def _traceable(planned: Experiment, platform: str | None) -> Experiment:
 
 def describe(planned: Experiment, data_dir: str | None, platform: str, console: Console) -> None:
     """Print what a step costs on devices of that platform."""
-    batch, vocab = _batch(planned, data_dir)
+    batch, vocab = experiment.example(planned, data_dir)
     price = experiment.cost(planned.model, planned.data, data_dir)
     held = estimated(planned, batch, vocab, platform)
 
@@ -174,7 +174,7 @@ def advise(
     """Print which batch fits into so many bytes of a device, and what to switch on if the configured one does not.
     `platform`: None stands for the accelerator that JAX finds, or a GPU.
     """
-    batch, vocab = _batch(planned, data_dir)
+    batch, vocab = experiment.example(planned, data_dir)
     if platform is None:
         platform = "gpu" if jax.default_backend() == "cpu" else jax.default_backend()
 
@@ -221,15 +221,6 @@ def amount(count: float) -> str:
         if count >= memory.UNITS[unit]:
             return f"{count / memory.UNITS[unit]:,.2f} {unit}"
     return f"{count:,.0f} B"
-
-
-def _batch(planned: Experiment, data_dir: str | None) -> tuple[Batch, int]:
-    """The first batch of an experiment and the size of its vocabulary."""
-    text = experiment.dataset(planned.data, data_dir)
-    batches = text.training(planned.seed)
-    batch = next(batches)
-    batches.close()
-    return batch, text.tokenizer.vocab_size
 
 
 def _read(model: FamilyConfig, batch: Batch) -> list[tuple[StackConfig, Tokens]]:
@@ -375,10 +366,6 @@ def main(argv: list[str]) -> int:
         if FLAGS.published:
             published(console, *([] if device is None else [device]))
             return 0
-        if not FLAGS.gin_file:
-            raise configs.ConfigError(
-                "no --gin_file; for example --gin_file=configs/architecture/prefix_lm.gin, or --published"
-            )
         planned, _ = experiment.load(FLAGS.gin_file, FLAGS.gin_param)
         describe(planned, FLAGS.data_dir, FLAGS.platform or platforms.platform(), console)
         if device is not None:

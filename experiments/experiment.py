@@ -6,6 +6,7 @@ gin files bind it under the name `train`:
     --gin_param="train.steps=1000"       # on the command line
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from experiments import configs
 from research.analysis import budget
+from research.batch import Batch
 from research.data.layouts import InPlace
 from research.data.objectives import Classification
 from research.data.pipeline import Data, Dataset
@@ -99,6 +101,9 @@ train = Experiment  # the name that gin files and --gin_param bind
 
 def load(files: Iterable[str], bindings: Sequence[str] = ()) -> tuple[Experiment, str]:
     """The experiment that gin files and bindings describe, and its operative config; see `configs.load`."""
+    files = list(files)
+    if not files:
+        raise configs.ConfigError("no --gin_file; for example --gin_file=configs/architecture/prefix_lm.gin")
     return configs.load(train, files, bindings), configs.operative()
 
 
@@ -118,6 +123,13 @@ def describe(value: Any) -> Any:
 def dataset(data: Data, data_dir: str | None) -> Dataset:
     """The tokenized corpus of an experiment, read once."""
     return data.load(data_dir)
+
+
+def example(planned: Experiment, data_dir: str | None) -> tuple[Batch, int]:
+    """The first training batch of an experiment, and the size of its vocabulary."""
+    text = dataset(planned.data, data_dir)
+    with contextlib.closing(text.training(planned.seed)) as batches:
+        return next(batches), text.tokenizer.vocab_size
 
 
 def trainer(planned: Experiment, vocab: int) -> Trainer:
@@ -145,7 +157,8 @@ def _trainer(model: FamilyConfig, vocab: int, optimizer: Optimizer, recipe: Reci
 @functools.lru_cache(maxsize=16)
 def cost(model: FamilyConfig, data: Data, data_dir: str | None) -> budget.Budget:
     """What one training batch costs, counted on the first two."""
-    batches = list(itertools.islice(dataset(data, data_dir).training(seed=0), 2))
+    with contextlib.closing(dataset(data, data_dir).training(seed=0)) as stream:
+        batches = list(itertools.islice(stream, 2))
     return budget.count(model, vocab=dataset(data, data_dir).tokenizer.vocab_size, batches=batches)
 
 

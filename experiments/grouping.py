@@ -1,9 +1,12 @@
 """How the cells of a study are run together: alone, as ensembles, or in processes; whichever is faster here."""
 
 import concurrent.futures
+import contextlib
 import itertools
+import math
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -62,11 +65,16 @@ def speed(
     first = planned[0]
     text = experiment.dataset(first.data, data_dir)
     functions = experiment.trainer(first, text.tokenizer.vocab_size)
-    solo = Solo(functions, rows=first.data.batch)
+    placed = running.placement(first) if len(planned) == 1 else None
+    solo = Solo(functions, rows=first.data.batch, placement=placed)
     engine: Any = solo if len(planned) == 1 else Ensemble(functions, len(planned))
-    streams = [experiment.dataset(one.data, data_dir).training(one.seed) for one in planned]
     on = np.ones(len(planned), bool)
-    with jax.default_matmul_precision(first.matmul_precision):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(running.surroundings(first, placed))
+        streams = [
+            stack.enter_context(contextlib.closing(experiment.dataset(one.data, data_dir).training(one.seed)))
+            for one in planned
+        ]
         group = engine.join([solo.initial(jax.random.key(one.seed), one.numbers) for one in planned])
 
         def take(steps: int, group: Any) -> Any:
@@ -78,10 +86,7 @@ def speed(
         ready()
         began = time.perf_counter()
         take(STEPS, group)
-        taken = time.perf_counter() - began
-    for stream in streams:
-        stream.close()
-    return taken / STEPS
+        return (time.perf_counter() - began) / STEPS
 
 
 class Workers:
@@ -92,26 +97,38 @@ class Workers:
 
     def __init__(self, count: int):
         self.count = count
+        self._pool = self._begun()
+
+    def _begun(self) -> concurrent.futures.ProcessPoolExecutor:
         # A forked JAX would hang, so workers are spawned.
-        self._context = multiprocessing.get_context("spawn")
-        places, self._barrier = self._context.SimpleQueue(), self._context.Barrier(count)
+        context = multiprocessing.get_context("spawn")
+        places, barrier = context.SimpleQueue(), context.Barrier(self.count)
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        for index in range(count):
-            places.put(cores[index * len(cores) // count : (index + 1) * len(cores) // count])
-        self._pool = concurrent.futures.ProcessPoolExecutor(
-            count, mp_context=self._context, initializer=_begin, initargs=(places, self._barrier)
+        for index in range(self.count):
+            places.put(cores[index * len(cores) // self.count : (index + 1) * len(cores) // self.count])
+        return concurrent.futures.ProcessPoolExecutor(
+            self.count, mp_context=context, initializer=_begin, initargs=(places, barrier)
         )
 
     def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        if kind is not None:  # what runs saves itself and ends
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+        self._pool.shutdown(wait=True)
 
     def speed(self, planned: Sequence[Experiment], data_dir: str | None) -> float:
         """Seconds for one step of an experiment in each worker at once."""
         turns = itertools.islice(itertools.cycle(planned), self.count)
-        return max(self._pool.map(_probe, turns, itertools.repeat(data_dir)))
+        try:
+            return max(self._pool.map(_probe, turns, itertools.repeat(data_dir)))
+        except Exception:  # the barrier is broken, a process may have died
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = self._begun()
+            raise
 
     def each(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         """Every item as it is done, and what `work` made of it or the exception it raised.
@@ -119,18 +136,23 @@ class Workers:
         Raises:
           loop.Interrupted: a worker was stopped.
         """
-        futures = {self._pool.submit(work, item): item for item in items}
+        futures = {self._pool.submit(_unless_stopped, work, item): item for item in items}
         for future in concurrent.futures.as_completed(futures):
             error = future.exception()
-            if isinstance(error, loop.Interrupted):
+            if isinstance(error, loop.Interrupted) or not isinstance(error, Exception | None):
                 raise error
             yield futures[future], future.result() if error is None else error
 
 
 def _begin(places: Any, barrier: Any) -> None:
-    """Bind a worker to its cores before XLA counts them."""
+    """Bind a worker to its cores before XLA counts them.
+
+    A signal that stops it is a run's to catch, which saves; between runs it ends the worker without a word.
+    """
     global _together
     _together = barrier
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     cores = places.get()
     if cores:
         os.sched_setaffinity(0, cores)
@@ -139,23 +161,50 @@ def _begin(places: Any, barrier: Any) -> None:
 
 
 _together: Any = None
+_stopped: loop.Interrupted | None = None
+
+
+def _unless_stopped(work: Callable[[Any], Any], item: Any) -> Any:
+    """A worker that was told to stop does not begin with what waits for it already."""
+    global _stopped
+    if _stopped is None:
+        try:
+            return work(item)
+        except loop.Interrupted as stopped:
+            _stopped = stopped
+    raise _stopped
 
 
 def _probe(planned: Experiment, data_dir: str | None) -> float:
-    return speed([planned], data_dir, ready=_together.wait)
+    try:
+        return speed([planned], data_dir, ready=_together.wait)
+    except BaseException:
+        _together.abort()  # nobody waits for one that will not come
+        raise
 
 
 def choose(
     planned: Sequence[Experiment], workers: Workers, members: int, data_dir: str | None, console: Console
 ) -> str:
-    """The fastest of "alone", "ensemble" and "processes" for these experiments, by timing `STEPS` steps of each.
+    """The fastest of "alone", "ensemble" and "processes" for these experiments, by timing `STEPS` steps of each; where
+    none of them works it is "alone", which will say why.
 
     On an accelerator processes would contend for it, so there only the first two are tried.
     """
     together = planned[:members]
-    each = {"alone": speed(planned[:1], data_dir), "ensemble": speed(together, data_dir) / len(together)}
+    ways: dict[str, Callable[[], float]] = {
+        "alone": lambda: speed(planned[:1], data_dir),
+        "ensemble": lambda: speed(together, data_dir) / len(together),
+    }
     if jax.default_backend() == "cpu" and workers.count > 1:
-        each["processes"] = workers.speed(planned, data_dir) / workers.count
+        ways["processes"] = lambda: workers.speed(planned, data_dir) / workers.count
+    each = {}
+    for way, measured in ways.items():
+        try:
+            each[way] = measured()
+        except Exception as error:  # for instance, an ensemble for which there is no memory
+            each[way] = math.inf
+            console.print(f"{way}: {' '.join(str(error).split())[:160]}", highlight=False, markup=False)
     best = min(each, key=lambda way: each[way])
     shown = ", ".join(f"{way} {1e3 * value:.1f} ms" for way, value in each.items())
     console.print(f"a step of a cell: {shown}; so {best}", highlight=False)

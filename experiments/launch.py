@@ -136,10 +136,11 @@ def _in_worker(cell: Cell) -> float:
 
 
 def time_rows(cells: Sequence[Cell], console: Console) -> None:
-    """Time some steps of cells that had others beside them when they ran, now that nothing else runs."""
+    """Time some steps of cells whose rows have no speed, since others ran beside them, now that nothing else runs."""
+    found = {row.name: row for row in results.load(cells[0].rows)} if cells else {}
     for cell in cells:
-        (row,) = [row for row in results.load(cell.rows) if row.name == cell.row.name]
-        if row.timing["tokens_per_second"] is None:
+        row = found.get(cell.row.name)
+        if row is not None and row.timing["tokens_per_second"] is None:
             planned = cell.job.planned
             tokens = experiment.cost(planned.model, planned.data, cell.data_dir).tokens
             rate = tokens / grouping.speed([planned], cell.data_dir)
@@ -175,7 +176,9 @@ def main(argv: list[str]) -> int:
             for cell in todo:
                 console.print(f"{cell.title}  {cell.job.folder}", highlight=False)
             return 0
-        failed, ran = [], []
+        if any(cell.job.planned.deterministic for cell in cells):
+            start.deterministic()
+        failed = []
         options = {
             "how": FLAGS.how,
             "workers": min(FLAGS.workers, max(len(todo), 1)),
@@ -187,14 +190,13 @@ def main(argv: list[str]) -> int:
                 failed.append(f"{cell.title}: {found}")
             else:
                 console.print(f"{cell.title}  held-out loss {found:.4f}", highlight=False)
-                ran.append(cell)
         if "tokens_per_second" in planned.columns:
-            time_rows(ran, console)
+            time_rows(cells, console)
         table = tabulate.render(planned, FLAGS.results_dir)
         tabulate.write(table, tabulate.folder(planned, FLAGS.results_dir))
         console.print(tables.rich_table(table))
     except (loop.Interrupted, KeyboardInterrupt) as stopped:
-        console.print(str(stopped) or "stopped; the same command goes on from there")
+        console.print(str(stopped) or start.STOPPED)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         return start.fail(error)

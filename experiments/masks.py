@@ -219,10 +219,6 @@ def main(argv: list[str]) -> int:
         return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --gin_file=...")
     start.process()
     try:
-        if not FLAGS.gin_file:
-            raise configs.ConfigError(
-                "no --gin_file; for example --gin_file=configs/architecture/prefix_lm.gin"
-            )
         out = Path(FLAGS.out)
         if out.suffix not in (".png", ".svg"):
             raise configs.ConfigError(f"--out={out}: expected a name that ends in .png or .svg")

@@ -6,21 +6,23 @@ import datetime
 import difflib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from experiments import configs, start
-from experiments.experiment import Experiment, classes, cost, dataset, stacks, trainer
+from experiments.experiment import Experiment, classes, cost, dataset, example, stacks, trainer
 from research.analysis import budget, hardware
 from research.attention import core
 from research.data.pipeline import Batches
@@ -60,39 +62,50 @@ def run(job: Job, *, data_dir: str | None = None, console: Console) -> Result:
       loop.Interrupted, loop.Diverged: see `loop.run`.
     """
     (result,) = run_all([job], data_dir=data_dir, console=console)
-    if isinstance(result, loop.Diverged):
+    if isinstance(result, Exception):
         raise result
     return result
 
 
 def run_all(
     jobs: Sequence[Job], *, data_dir: str | None = None, console: Console
-) -> list[Result | loop.Diverged]:
+) -> list[Result | Exception]:
     """Several experiments that `group` says may share a compiled step, as one ensemble; see `run`.
 
-    A member that diverges leaves its error in place of its result.
+    A member that fails leaves its error in place of its result; the others go on without it.
+
+    Raises:
+      loop.Interrupted: all of them are stopped, and saved.
     """
-    runs = [_Run(job, data_dir) for job in jobs]
-    for one in runs:
-        if one.finished is not None:
-            console.print(f"{one.job.title} is finished: {one.job.folder / 'result.json'}")
-    todo = [one for one in runs if one.finished is None]
+    found: list[Any] = []
+    todo: dict[int, _Run] = {}
+    for index, job in enumerate(jobs):
+        try:
+            one = _Run(job, data_dir, together=len(jobs) > 1)
+        except Exception as error:
+            found.append(error)
+            continue
+        found.append(one.finished)
+        if one.finished is None:
+            todo[index] = one
+        else:
+            console.print(f"{job.title} is finished: {job.folder / 'result.json'}")
     if todo:
-        _train(todo, console)
-    return [one.finished if one.error is None else one.error for one in runs]  # ty: ignore[invalid-explicit-return]
+        _train(list(todo.values()), console)
+    for index, one in todo.items():
+        found[index] = one.finished if one.error is None else one.error
+    return found
 
 
 def group(planned: Experiment, data_dir: str | None) -> tuple[Any, ...]:
     """What must be equal in experiments that train as one ensemble: the program and the shapes of its batches."""
-    text = dataset(planned.data, data_dir)
-    batches = text.training(planned.seed)
-    leaves, structure = jax.tree.flatten(next(batches))
-    batches.close()
+    batch, vocab = example(planned, data_dir)
+    leaves, structure = jax.tree.flatten(batch)
     return (
         planned.model,
         hyperparameters.form(planned.optimizer),
         hyperparameters.form(planned.recipe),
-        text.tokenizer.vocab_size,
+        vocab,
         planned.steps,
         planned.matmul_precision,
         planned.deterministic,
@@ -119,10 +132,7 @@ def _train(runs: Sequence["_Run"], console: Console) -> None:
     engine: Solo | Ensemble
     initial = first.solo.initial
     engine = first.solo if len(runs) == 1 else Ensemble(first.trainer, len(runs))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.default_matmul_precision(planned.matmul_precision))
-        if first.placement is not None:
-            stack.enter_context(jax.set_mesh(first.placement.mesh))
+    with surroundings(planned, first.placement), contextlib.ExitStack() as stack:
         try:
             members = [one.member(initial, stack, console) for one in runs]
             outcomes = loop.run(
@@ -131,8 +141,9 @@ def _train(runs: Sequence["_Run"], console: Console) -> None:
                 steps=planned.steps,
                 plan=planned.plan,
                 work=loop.Work(
-                    tokens=budget.tokens_read,
-                    flops=first.price.train_flops / first.solo.hosts,
+                    # Every process counts its own rows; steps are taken together.
+                    tokens=lambda batch: budget.tokens_read(batch) * first.solo.hosts,
+                    flops=first.price.train_flops,
                     peak=_peak_flops(planned),
                 ),
                 console=console,
@@ -140,25 +151,28 @@ def _train(runs: Sequence["_Run"], console: Console) -> None:
             for one, outcome in zip(runs, outcomes, strict=True):
                 one.finish(outcome, timed=len(runs) == 1)
         except BaseException as error:
+            stopped = isinstance(error, loop.Interrupted | KeyboardInterrupt)
             for one in runs:
-                one.status("interrupted" if isinstance(error, loop.Interrupted) else "failed", str(error))
+                if one.finished is None and one.error is None:
+                    one.status("interrupted" if stopped else "failed", str(error))
             raise
 
 
 class _Run:
-    """A job in its folder."""
+    """A job in its folder; `together`: it is one of an ensemble."""
 
-    def __init__(self, job: Job, data_dir: str | None):
+    def __init__(self, job: Job, data_dir: str | None, *, together: bool):
         self.job = job
         planned = job.planned
         self._text = dataset(planned.data, data_dir)
         self.finished = _open(job, planned.key(), self._text.fingerprint)
-        self.error: loop.Diverged | None = None
+        self.error: Exception | None = None
         if self.finished is not None:
             return
         self.trainer = trainer(planned, self._text.tokenizer.vocab_size)
         self.price = cost(planned.model, planned.data, data_dir)
-        self.placement = _placement(planned)
+        # An ensemble spreads its members over the devices, each of which is on one.
+        self.placement = None if together else placement(planned)
         self.solo = Solo(self.trainer, rows=planned.data.batch, placement=self.placement)
         names = planned.data.mixture.names
         parts: dict[str, int | None] = {"": None}
@@ -188,13 +202,13 @@ class _Run:
             keep = dataclasses.replace(
                 keep, best=max(keep.best, 1), metric=planned.early_stopping.metric, lowest=True
             )
-        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep, say=console.print))
+        self._checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep, say=console.print))
         return loop.Member(
             title=self.job.title,
             folder=folder,
             fresh=lambda: initial(jax.random.key(planned.seed), planned.numbers),
             batches=batches,
-            checkpoints=checkpoints,
+            checkpoints=self._checkpoints,
             evaluate=lambda params: self._score(params, "validation"),
             prepare=None
             if planned.data.hard is None
@@ -203,13 +217,23 @@ class _Run:
         )
 
     def finish(self, outcome: loop.Outcome, *, timed: bool) -> None:
-        """Score the trained parameters and write the result, unless the run has none."""
-        if outcome.error is not None:
-            self.error = outcome.error
-            self.status("failed", str(outcome.error))
-            return
+        """Score the trained parameters and write the result; if there is none, keep and write why."""
+        try:
+            if outcome.error is not None:
+                raise outcome.error
+            self._finish(outcome, timed=timed)
+        except Exception as error:
+            self.error = error
+            self.status("failed", str(error))
+
+    def _finish(self, outcome: loop.Outcome, *, timed: bool) -> None:
         params = outcome.state.evaluated
         metrics = {**self._score(params, "test"), **self._score(params, "validation")}
+        if wrong := [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+            raise loop.Diverged(
+                f"{self.job.title}: {', '.join(wrong)} after training; lower Optimizer.learning_rate"
+            )
+        self._checkpoints.wait()
         timing = {
             "tokens_per_second": outcome.tokens_per_second,
             "utilisation": outcome.utilisation,
@@ -249,7 +273,7 @@ class _Run:
         if hard.refreshes(step):
             ids = hard.scored(step, len(self._text.windows[0]["train"]))
             rows = [
-                np.asarray(self.trainer.row_losses(params, batch))
+                multihost_utils.process_allgather(self.trainer.row_losses(params, batch), tiled=True)
                 for batch in self.solo.whole(self._text.rows(seed, ids.tolist()))
             ]
             batches.mined(hard.hardest(ids, np.concatenate(rows)[: len(ids)]))
@@ -274,15 +298,22 @@ class _Run:
 
     def _environment(self) -> Result:
         """What the run was made with; which attention there is depends on the mesh."""
-        around = contextlib.nullcontext() if self.placement is None else jax.set_mesh(self.placement.mesh)
-        with around:
+        with surroundings(self.job.planned, self.placement):
             return _environment(self.job.planned) | start.settings()
 
 
-def _placement(planned: Experiment) -> Placement | None:
+def placement(planned: Experiment) -> Placement | None:
     """Where a run of its own lives; None: on the one device that there is."""
-    mesh = planned.parallelism.mesh()
+    mesh = planned.parallelism.mesh(rows=planned.data.batch)
     return Placement(planned.parallelism, mesh) if mesh.size > 1 else None
+
+
+@contextlib.contextmanager
+def surroundings(planned: Experiment, placed: Placement | None) -> Generator[None]:
+    """What is set while steps are compiled: the precision of products, and the mesh where there is one."""
+    mesh = contextlib.nullcontext() if placed is None else jax.set_mesh(placed.mesh)
+    with jax.default_matmul_precision(planned.matmul_precision), mesh:
+        yield
 
 
 def _peak_flops(planned: Experiment) -> float | None:
@@ -290,7 +321,9 @@ def _peak_flops(planned: Experiment) -> float | None:
     device = jax.devices()[0]
     if device.platform == "cpu":
         return hardware.measured_roof()
-    peak = hardware.peak(device.device_kind, stacks(planned.model)[0].dtype)
+    dtype = stacks(planned.model)[0].dtype
+    # float32 products are rounded to what `matmul_precision` names.
+    peak = hardware.peak(device.device_kind, planned.matmul_precision if dtype == "float32" else dtype)
     return None if peak is None else peak * jax.device_count()
 
 
@@ -323,7 +356,7 @@ def _write(path: Path, value: Result) -> None:
     if jax.process_index():
         return
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
     os.replace(temporary, path)
 
 

@@ -3,13 +3,16 @@
 import ctypes
 import os
 import platform
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import jax
 from absl import logging
 from rich.console import Console
 
+STOPPED = "stopped; the same command goes on from there"
 CACHE_BYTES = 4 * 2**30  # of compiled programs on disk; the least recently used make room
 
 
@@ -17,8 +20,10 @@ def process() -> None:
     """Set up the process: quiet logs, kept compilations and, on Linux, an allocator that keeps its memory and the
     widest vectors of the CPU. Call it before JAX looks for devices; `settings` says what was set.
 
-    Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or below the user's cache.
+    Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or below the user's cache. SIGTERM is taken as Ctrl-C is.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)  # under absl, JAX reports every backend it does not find
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

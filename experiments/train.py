@@ -1,7 +1,6 @@
 """Train one experiment: python -m experiments.train --gin_file=configs/architecture/prefix_lm.gin --run_dir=runs/x"""
 
 import dataclasses
-import itertools
 from pathlib import Path
 
 import jax
@@ -31,9 +30,9 @@ flags.DEFINE_bool("dry_run", False, "print config, shapes, parameters and one de
 def describe(planned: experiment.Experiment, config: str, data_dir: str | None, console: Console) -> None:
     """Print what a run would do, and one batch decoded back to text."""
     text = experiment.dataset(planned.data, data_dir)
-    batch = next(itertools.islice(text.training(planned.seed), 1))
+    batch, vocab = experiment.example(planned, data_dir)
     price = experiment.cost(planned.model, planned.data, data_dir)
-    functions = experiment.trainer(planned, text.tokenizer.vocab_size)
+    functions = experiment.trainer(planned, vocab)
     state = jax.eval_shape(functions.initial, jax.random.key(0), planned.numbers)
 
     console.print(config, markup=False, highlight=False)
@@ -72,10 +71,6 @@ def main(argv: list[str]) -> int:
     console = start.console()
     start.process()
     try:
-        if not FLAGS.gin_file:
-            raise configs.ConfigError(
-                "no --gin_file; for example --gin_file=configs/architecture/prefix_lm.gin"
-            )
         planned, config = experiment.load(FLAGS.gin_file, FLAGS.gin_param)
         if FLAGS.profile:
             planned = dataclasses.replace(
@@ -94,8 +89,8 @@ def main(argv: list[str]) -> int:
             raise configs.ConfigError("no --run_dir; for example --run_dir=runs/prefix")
         job = running.Job(planned, config, Path(FLAGS.run_dir))
         result = running.run(job, data_dir=FLAGS.data_dir, console=console)
-    except loop.Interrupted as stopped:
-        console.print(str(stopped))
+    except (loop.Interrupted, KeyboardInterrupt) as stopped:
+        console.print(str(stopped) or start.STOPPED)
         return 130
     except (ValueError, OSError, RuntimeError, loop.Diverged) as error:
         return start.fail(error)

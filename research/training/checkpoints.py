@@ -5,15 +5,11 @@ says what a checkpoint holds before an array is read, and whether what was read 
 restores a flipped bit without a word.
 """
 
-import asyncio
 import contextlib
 import dataclasses
 import json
-import logging
 import math
-import re
 import shutil
-import zlib
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,29 +21,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
+from research.training.checksums import checksums, crc32, named
 from research.training.optimizers import path_of
-
-
-def _finishing(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run_until_complete` that ends with the last task of what Orbax runs, not with the first that fails."""
-
-    async def others() -> None:
-        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
-
-    def run_until_complete(loop: Any, future: Any) -> Any:
-        try:
-            return run(loop, future)
-        finally:
-            if asyncio.iscoroutine(future) and "orbax" in future.cr_code.co_filename:
-                run(loop, others())
-
-    return run_until_complete
-
-
-# An error is one line here. Orbax logs the traceback of each that it raises; and it closes its event loop under reads
-# and writes that still go on, which then end in a traceback too, or write where a failed save was removed.
-logging.getLogger("absl").addFilter(lambda entry: "orbax" not in entry.pathname)
-asyncio.BaseEventLoop.run_until_complete = _finishing(asyncio.BaseEventLoop.run_until_complete)  # ty: ignore
+from research.training.orbax_errors import cause
 
 Value = TypeVar("Value")
 
@@ -128,7 +104,7 @@ class Checkpoints:
             return ocp.CheckpointManager(self._folder, item_names=("state", "record"), options=options)
         except OSError as error:
             raise CheckpointError(
-                f"{self._folder}: {_cause(error)}; choose a folder that can be written"
+                f"{self._folder}: {cause(error)}; choose a folder that can be written"
             ) from error
 
     def _close(self) -> None:
@@ -140,7 +116,8 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            self.wait()
+            if not self._failed:  # whoever asked for the save that failed was told
+                self.wait()
         except CheckpointError as failure:
             if error is None:
                 raise
@@ -206,7 +183,7 @@ class Checkpoints:
         }
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state),
-            record=ocp.args.JsonSave({"content": content, "crc32": _crc32(content)}),
+            record=ocp.args.JsonSave({"content": content, "crc32": crc32(content)}),
         )
         self.wait()
         if self._failed:  # Orbax would report it again
@@ -320,7 +297,7 @@ class Checkpoints:
     def _record(self, step: int) -> dict[str, Any]:
         # Where Orbax wrote it. Orbax itself would not read while it saves.
         record = json.loads((self._folder / str(step) / "record" / "metadata").read_text())
-        if _crc32(record["content"]) != record["crc32"]:
+        if crc32(record["content"]) != record["crc32"]:
             raise _Corrupt("corrupt record")
         return record["content"]
 
@@ -372,7 +349,7 @@ class Checkpoints:
             self._sweep()
             self._manager.reload()
             raise CheckpointError(
-                f"cannot save step {self._saving} below {self._folder}: {_cause(error)}; steps {self.steps} are whole: "
+                f"cannot save step {self._saving} below {self._folder}: {cause(error)}; steps {self.steps} are whole: "
                 "make room there, or make it writable, and the same command goes on from the last"
             ) from error
 
@@ -411,38 +388,6 @@ class _Preserve:
         return [checkpoint.step in chosen for checkpoint in checkpoints]
 
 
-def named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their paths, parts joined by slashes."""
-    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def checksums(tree: Any) -> dict[str, Array]:
-    """A checksum u32[] of every array of a tree, by path: the same however an array is split over devices.
-
-    The sum, modulo 2^32, of the array's 32-bit words, each times an odd number that depends on its index. An odd number
-    has an inverse modulo 2^32, so no change within one word leaves the sum as it was: a flipped bit is always found. Of
-    changes in several words one in 2^32 goes unseen. Unlike `zlib.crc32`, which reads bytes in order, each device sums
-    its own part where it lies: nothing is copied to the host, or gathered from devices or processes.
-    """
-    return {name: _checksum(leaf) for name, leaf in named(tree).items()}
-
-
-@jax.jit  # of one leaf, not of the tree: it is compiled once for parameters, moments and averages, saved or restored
-def _checksum(leaf: Any) -> Array:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype.itemsize > 4:
-        words = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)  # 8 bytes: two words
-        leaf = jax.lax.bitcast_convert_type(leaf, words)
-    index = jnp.uint32(0)
-    for axis, size in enumerate(leaf.shape):
-        index = index * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-    # The finalizer of MurmurHash3 (Appleby): of 2 * index + 1 many swapped words would cancel.
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        index = (index ^ (index >> shift)) * jnp.uint32(factor)
-    return jnp.sum(leaf.astype(jnp.uint32) * (index ^ (index >> 16) | 1), dtype=jnp.uint32)
-
-
 def _abstract(leaf: Any, dtype: str | None = None) -> jax.ShapeDtypeStruct:
     """A leaf's shape and place; `dtype`: the name of another dtype."""
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -471,11 +416,6 @@ def _few(items: Collection[str]) -> str:
     return f"{first} and {len(items) - 3} more" if len(items) > 3 else first
 
 
-def _crc32(content: Any) -> int:
-    # As it reads back: JSON has no tuples, and no keys but strings.
-    return zlib.crc32(json.dumps(json.loads(json.dumps(content))).encode())
-
-
 def _agreed(read: Callable[[], Value]) -> Value:
     """What `read` returns; where it fails in one process all find the checkpoint corrupt, and try the same one next."""
     value: Any = None
@@ -487,23 +427,10 @@ def _agreed(read: Callable[[], Value]) -> Value:
     except _Corrupt as error:
         failure = error
     except Exception as error:  # a flipped bit makes any reader fail in any way
-        failure = _Corrupt(f"cannot be read ({_cause(error)})")
+        failure = _Corrupt(f"cannot be read ({cause(error)})")
     failed = multihost_utils.process_allgather(np.asarray(failure is not None))
     if failure is not None:
         raise failure
     if failed.any():
         raise _Corrupt("cannot be read by another process")
     return value
-
-
-def _cause(error: BaseException) -> str:
-    """The system's own words where there are some, the leaf where it is known, or else the first line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if system := re.search(r"([^:]+?) *\[os_error_code", str(error)):
-        return system[1].strip()
-    if leaf := re.search(r'"([^"]+)/[^"/]*" in OCDBT', str(error)):
-        return f"damaged at {leaf[1]}"
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"

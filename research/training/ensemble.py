@@ -69,10 +69,15 @@ class Solo:
         return state
 
     def place(self, batches: Sequence[Batch]) -> Batch:
-        """The batch (this process's rows of it) on the devices."""
+        """The batch (this process's rows of it) on the devices.
+
+        Raises:
+          ValueError: it does not divide over them.
+        """
         (batch,) = batches
         if self._placement is None:
             return jax.device_put(batch)
+        self._placement.check(self._rows, batch.labels.shape[1])
         first = self.host * batch.labels.shape[0]
         return self._placement.batch(batch, first=first, rows=self._rows)
 
@@ -108,7 +113,7 @@ class Ensemble:
     def __init__(self, trainer: Trainer, members: int):
         devices = jax.local_devices()
         used = max(n for n in range(1, len(devices) + 1) if members % n == 0)
-        self.trainer = trainer
+        self.trainer, self._home = trainer, devices[0]
         self._mesh = Mesh(np.asarray(devices[:used]), ("replica",), axis_types=(AxisType.Auto,))
         self._spread = NamedSharding(self._mesh, PartitionSpec("replica"))
         step = jax.vmap(self._one)
@@ -137,6 +142,6 @@ class Ensemble:
         return self._step(group, batches, jax.device_put(running, self._spread))
 
     def member(self, group: Member, index: int) -> TrainState:
-        """One member's state, as a run of its own has it."""
+        """One member's state, as a run of its own has it: on one device."""
         state, _ = group
-        return jax.tree.map(lambda leaf: leaf[index], state)
+        return jax.device_put(jax.tree.map(lambda leaf: leaf[index], state), self._home)

@@ -6,10 +6,20 @@ numbers from the train state; so a grid of learning rates compiles once, and an 
 
 import copy
 import dataclasses
-import math
 from typing import Any
 
-BLANK = math.nan  # one object, so that blanks are equal
+
+class _Blank(float):
+    """Not a number, but equal to itself: forms are compared."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Blank)
+
+    def __hash__(self) -> int:
+        return hash(_Blank)
+
+
+BLANK = _Blank("nan")
 
 
 def numbers(config: Any) -> dict[str, float]:

@@ -6,13 +6,11 @@ made and sent to them, and nothing waits for a number before a line of the log n
 
 import collections
 import dataclasses
-import json
 import math
 import signal
-import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from research.batch import Batch
 from research.training.checkpoints import Checkpoints
 from research.training.ensemble import Engine
+from research.training.meters import SPIKES, Clock, Metrics, Profiler
 from research.training.step import TrainState
 from research.training.stopping import EarlyStopping, Watch
 
@@ -113,14 +112,14 @@ class Outcome:
       tokens_per_second: read by the whole group; None if no step was timed.
       utilisation: share of the devices' peak that went into model FLOPs, or None.
       seconds: of this process's part.
-      error: why it ended before its time, or None.
+      error: why it ended before its time (it diverged, a checkpoint could not be written, ...), or None.
     """
 
     state: TrainState
     tokens_per_second: float | None
     utilisation: float | None
     seconds: float
-    error: Diverged | None
+    error: Exception | None
 
 
 def run(
@@ -128,20 +127,20 @@ def run(
 ) -> list[Outcome]:
     """Take every member to `steps` steps, each from its newest checkpoint if it has one.
 
-    A member that diverges or stops early freezes; the others go on.
+    A member that diverges, fails or stops early freezes; the others go on.
 
     Raises:
       Interrupted: on Ctrl-C or SIGTERM, after saving.
     """
     runs = [_Run(member, steps, console) for member in members]
     group = engine.join([run.start() for run in runs])
-    began, clock, pending = time.perf_counter(), _Clock(), []
-    profiler = _Profiler(plan.profile, members[0].folder / "profile")
+    began, clock, pending = time.perf_counter(), Clock(), []
+    profiler = Profiler(plan.profile, members[0].folder / "profile")
 
     def take() -> Any:
         """The next batches; those who do not run are given another's, which changes nothing."""
         for index, run in enumerate(runs):
-            run.take(lambda index=index: engine.member(group, index).params)
+            run.attempt(run.take, lambda index=index: engine.member(group, index).params)
         if not any(run.running for run in runs):
             return None
         spare = next(run.batch for run in runs if run.batch is not None)
@@ -157,7 +156,7 @@ def run(
     def save(index: int, **scores: float) -> None:
         settle()
         if runs[index].error is None:
-            runs[index].save(engine.member(group, index), scores)
+            runs[index].attempt(runs[index].save, engine.member(group, index), scores)
         clock.restart()
 
     with _Stop() as stop, profiler, _progress(console) as progress:
@@ -193,11 +192,15 @@ def run(
                     task, completed=min(run.done for run in moving), note=_note(values["loss"], clock)
                 )
             for index, run in enumerate(runs):
-                if not (running[index] and run.running):
+                scored_now = run.due(plan.evaluate_every) or run.due(run.stops_every)
+                if running[index] and (scored_now or run.due(plan.checkpoint_every, last=True)):
+                    settle()
+                if not running[index] or run.error is not None:
                     continue
-                if run.due(plan.evaluate_every) or run.due(run.stops_every):
-                    better, scores = run.score(engine.member(group, index).evaluated)
+                if scored_now:
+                    scored = run.attempt(run.score, engine.member(group, index).evaluated)
                     clock.restart()
+                    better, scores = scored or (False, {})
                     if better:
                         save(index, **scores)
                     elif run.over:
@@ -208,14 +211,16 @@ def run(
                 for index in range(len(runs)):
                     save(index)
                 done = min(run.done for run in moving)
-                raise Interrupted(
-                    f"{members[0].title} stopped at step {done}; the same command goes on from there"
-                )
+                unsaved = [f"but: {run.error}" for run in moving if run.error is not None]
+                then = "; ".join(unsaved or ["the same command goes on from there"])
+                raise Interrupted(f"{members[0].title} stopped at step {done}; {then}")
     seconds = time.perf_counter() - began
-    return [
-        Outcome(run.best(engine.member(group, index)), *clock.overall(work.peak), seconds, run.error)
-        for index, run in enumerate(runs)
-    ]
+    outcomes = []
+    for index, run in enumerate(runs):
+        state = engine.member(group, index)
+        chosen = run.attempt(run.best, state) or state
+        outcomes.append(Outcome(chosen, *clock.overall(work.peak), seconds, run.error))
+    return outcomes
 
 
 class _Run:
@@ -225,7 +230,7 @@ class _Run:
         self.member, self._steps, self._console = member, steps, console
         self.done = 0
         self.batch: Any = None
-        self.error: Diverged | None = None
+        self.error: Exception | None = None
         self._position: Any = None
         self._watch = None if member.stopping is None else Watch(member.stopping)
         self._losses: collections.deque[float] = collections.deque(maxlen=SPIKES.window)
@@ -243,9 +248,22 @@ class _Run:
     def stops_every(self) -> int:
         return 0 if self.member.stopping is None else self.member.stopping.every
 
+    def attempt(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        """What `act` returns; a failure is this run's end and nobody else's."""
+        if self.error is None:
+            try:
+                return act(*arguments)
+            except Exception as error:
+                self.error = error
+        return None
+
     def start(self) -> TrainState:
         """The state to begin with, and data, log and watch at the same place."""
-        state, checkpoints = self.member.fresh(), self.member.checkpoints
+        state = self.member.fresh()
+        return self.attempt(self._resumed, state) or state
+
+    def _resumed(self, state: TrainState) -> TrainState:
+        checkpoints = self.member.checkpoints
         if checkpoints.latest is not None:
             state, saved = checkpoints.restore(state)
             self.member.batches.set_state(saved["batches"])
@@ -302,6 +320,7 @@ class _Run:
 
     def save(self, state: TrainState, scores: dict[str, float]) -> None:
         """Save the state and where everything beside it stands."""
+        assert int(state.step) == self.done, (int(state.step), self.done)
         watch = None if self._watch is None else self._watch.get_state()
         data = {"batches": self._position, "losses": list(self._losses), "watch": watch}
         self.member.checkpoints.save(state, data, scores or None)
@@ -311,112 +330,6 @@ class _Run:
         if self._watch is None or self._watch.best is None or self._watch.step == self.done:
             return state
         return self.member.checkpoints.restore(state, self._watch.step)[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Spikes:
-    """What counts as a spike: a loss so many deviations above the median of the last `window`."""
-
-    window: int = 50
-    deviations: float = 8.0
-
-    def usual(self, losses: Sequence[float]) -> float | None:
-        """The greatest loss that is no spike; None before there are enough to tell."""
-        if len(losses) < self.window // 2:
-            return None
-        middle = statistics.median(losses)
-        spread = statistics.median(abs(loss - middle) for loss in losses) * 1.4826  # of a normal distribution
-        return middle + self.deviations * max(spread, 0.01 * abs(middle))
-
-
-SPIKES = Spikes()
-
-
-class Metrics:
-    """`metrics.jsonl`: one JSON object a line, in order of steps; of several processes the first one writes it."""
-
-    def __init__(self, path: Path, *, first: int):
-        """Lines after step `first`, which a killed run wrote beyond its last checkpoint, are dropped."""
-        self._path, self._writes = path, jax.process_index() == 0
-        if self._writes:
-            kept = [line for line in self._lines() if json.loads(line)["step"] <= first]
-            path.write_text("".join(kept))
-
-    def _lines(self) -> Iterator[str]:
-        if self._path.exists():
-            # A line that a kill cut short is the last one and has no newline.
-            yield from (line for line in self._path.read_text().splitlines(True) if line.endswith("\n"))
-
-    def write(self, **values: Any) -> None:
-        """Append one line."""
-        if self._writes:
-            with self._path.open("a") as file:
-                file.write(json.dumps(values) + "\n")
-
-
-class _Clock:
-    """Tokens and FLOPs per second between laps; the first lap, which compiles, and pauses are left out."""
-
-    def __init__(self):
-        self._rate: np.ndarray | None = None
-        self._now, self._all = np.zeros(2), np.zeros(2)
-        self._since: float | None = None
-        self._seconds = 0.0
-
-    def count(self, tokens: int, flops: float) -> None:
-        self._now += (tokens, flops)
-
-    def lap(self) -> None:
-        now = time.perf_counter()
-        if self._since is not None:
-            self._rate = self._now / (now - self._since)
-            self._all += self._now
-            self._seconds += now - self._since
-        self._since, self._now = now, np.zeros(2)
-
-    def restart(self) -> None:
-        """Do not count what happened since the last lap."""
-        if self._since is not None:
-            self._since, self._now = time.perf_counter(), np.zeros(2)
-
-    def speed(self, peak: float | None) -> dict[str, float | None]:
-        """Of the last lap."""
-        return dict(zip(("tokens_per_second", "utilisation"), self._speed(self._rate, peak), strict=True))
-
-    def overall(self, peak: float | None) -> tuple[float | None, float | None]:
-        """Tokens per second and utilisation over all laps."""
-        return self._speed(self._all / self._seconds if self._seconds else None, peak)
-
-    @staticmethod
-    def _speed(rate: np.ndarray | None, peak: float | None) -> tuple[float | None, float | None]:
-        if rate is None:
-            return None, None
-        return float(rate[0]), None if peak is None else float(rate[1]) / peak
-
-
-class _Profiler:
-    """Writes a trace of some steps; those that a run does not reach are left out."""
-
-    def __init__(self, steps: tuple[int, int] | None, folder: Path):
-        self._steps, self._folder, self._on = steps, folder, False
-
-    def before(self, done: int) -> None:
-        if self._steps is not None and done == self._steps[0]:
-            jax.profiler.start_trace(str(self._folder))
-            self._on = True
-
-    def after(self, done: int, group: Any) -> None:
-        if self._steps is not None and done == self._steps[1]:
-            jax.block_until_ready(group)
-            self.__exit__()
-
-    def __enter__(self) -> "_Profiler":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._on:
-            jax.profiler.stop_trace()
-            self._on = False
 
 
 class _Stop:
@@ -447,7 +360,7 @@ def _preempted(checkpoints: Checkpoints, step: int) -> bool:
     return jax.process_count() > 1 and checkpoints.reached_preemption(step)
 
 
-def _note(losses: np.ndarray, clock: _Clock) -> str:
+def _note(losses: np.ndarray, clock: Clock) -> str:
     speed = clock.speed(None)["tokens_per_second"]
     return f"loss {np.nanmin(losses):.3f}" + ("" if speed is None else f"  {speed:,.0f} tokens/s")
 

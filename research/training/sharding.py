@@ -36,7 +36,8 @@ class Parallelism:
     """How many parts each kind of split has; none of it changes the numbers of a run but by rounding.
 
     Attributes:
-      data: parts of a batch whose devices hold all parameters; None: as many as there are devices for.
+      data: parts of a batch whose devices hold all parameters; None: as many as there are devices for and as divide
+        its rows.
       fsdp: parts of a batch whose devices share the parameters.
       tensor: parts of heads, of the MLP's hidden layer and of the vocabulary.
       sequence: parts of each row, for long context.
@@ -62,8 +63,12 @@ class Parallelism:
                         f"Parallelism.rules name the axis {axis!r}: expected one of {AXES}, or None"
                     )
 
-    def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
+    def mesh(self, devices: Sequence[Any] | None = None, rows: int | None = None) -> Mesh:
         """The mesh of these devices (None: all there are).
+
+        Args:
+          devices: where `data` is None and there is one process, some may stay idle.
+          rows: of a batch, to be divided.
 
         Raises:
           ValueError: the parts do not multiply to the number of devices.
@@ -71,6 +76,9 @@ class Parallelism:
         devices = jax.devices() if devices is None else devices
         inner = self.fsdp * self.tensor * self.sequence
         data = len(devices) // inner if self.data is None else self.data
+        if self.data is None and rows is not None and jax.process_count() == 1:
+            data = max((n for n in range(1, data + 1) if rows % (n * self.fsdp) == 0), default=data)
+            devices = devices[: data * inner]
         if data * inner != len(devices):
             raise ValueError(
                 f"Parallelism: data {self.data} x fsdp {self.fsdp} x tensor {self.tensor} x sequence {self.sequence} "
@@ -88,13 +96,12 @@ class Placement:
     def __init__(self, parallelism: Parallelism, mesh: Mesh):
         self.mesh, self._rules = mesh, parallelism.rules
 
-    def check(self, batch: Batch) -> None:
-        """Refuse a batch whose rows or tokens do not divide over the mesh.
+    def check(self, rows: int, tokens: int) -> None:
+        """Refuse batches of that shape if it does not divide over the mesh.
 
         Raises:
           ValueError: one line that names both.
         """
-        rows, tokens = np.shape(batch.labels)
         parts = math.prod(self.mesh.shape[axis] for axis in ROWS)
         if rows % parts:
             raise ValueError(

@@ -1,11 +1,13 @@
 """Which cells may train together, and how it is found out whether they should."""
 
 import dataclasses
+from threading import BrokenBarrierError
 
 import pytest
 from rich.console import Console
 
 from experiments import experiment, grouping
+from research.data import local
 from research.data.corpora import StandardLibrary
 from research.data.weighting import HardExamples
 
@@ -49,6 +51,50 @@ def test_short_work_is_not_worth_a_probe_and_long_work_is(planned):
     assert not grouping.worth_a_probe([planned] * 4, None)
     assert grouping.worth_a_probe([changed(planned, steps=10**6)] * 4, None)
     assert not grouping.worth_a_probe([changed(planned, steps=10**6)], None)
+
+
+class Pool:
+    """Workers that say how long a step takes them, or fail."""
+
+    count = 2
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def speed(self, planned, data_dir):
+        return ways(self.seconds)
+
+
+def ways(seconds):
+    if seconds is None:
+        raise RuntimeError("out of memory,\nand more")
+    return seconds
+
+
+@pytest.mark.parametrize(
+    ("alone", "together", "workers", "best"),
+    [
+        (3.0, 4.0, 5.0, "ensemble"),  # a step of two together is 2 s each, of two processes 2.5 s each
+        (3.0, None, 5.0, "processes"),
+        (3.0, None, None, "alone"),
+        (None, 9.0, None, "ensemble"),
+        (None, None, None, "alone"),
+    ],
+)
+def test_a_way_that_fails_is_not_chosen(planned, monkeypatch, capsys, alone, together, workers, best):
+    monkeypatch.setattr(grouping, "speed", lambda cells, _: ways(alone if len(cells) == 1 else together))
+    assert grouping.choose([planned] * 3, Pool(workers), 2, None, Console(width=200)) == best
+    failed = capsys.readouterr().out.count("out of memory, and more")
+    assert failed == [alone, together, workers].count(None)
+
+
+@pytest.mark.slow
+def test_workers_that_fail_to_probe_wait_for_nobody_and_can_be_asked_again(planned):
+    refused = changed(planned, data=dataclasses.replace(planned.data, corpus=local.TextFiles(pattern="no/*")))
+    with grouping.Workers(2) as workers:
+        with pytest.raises((ValueError, BrokenBarrierError)):
+            workers.speed([planned, refused], None)
+        assert workers.speed([planned], None) > 0
 
 
 @pytest.mark.slow

@@ -4,27 +4,34 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from experiments import configs
 
 
-def launch(folder, *words):
-    done = subprocess.run(
+def started(folder, *words, **environment):
+    return subprocess.Popen(
         [
             *(sys.executable, "-m", "experiments.launch", "--study=tiny", "--scale=smoke"),
             *(f"--results_dir={folder / 'results'}", f"--runs_dir={folder / 'runs'}", *words),
         ],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
-        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(folder), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
-    return done.returncode, done.stdout, done.stderr
+
+
+def launch(folder, *words, **environment):
+    process = started(folder, *words, **environment)
+    said, wrong = process.communicate(timeout=300)
+    return process.returncode, said, wrong
 
 
 @pytest.fixture
@@ -112,6 +119,54 @@ def test_an_ensemble_has_the_rows_of_cells_that_ran_alone(project):
             assert row[part] == alone[name][part]
         assert row["timing"]["wall_seconds"] is None
         assert alone[name]["timing"]["wall_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_spread_over_devices_and_a_member_with_a_strange_folder_is_left_out(project):
+    """Three cells on four devices, of which three are used; the folder of a fourth belongs to another experiment."""
+    arms = "--only=causal"
+    code, _, wrong = launch(project, "--how=alone", arms, "--seeds=3")
+    assert code == 0, wrong
+    alone = cells(project)
+    shutil.rmtree(project / "results")
+    shutil.rmtree(project / "runs")
+    process = started(project, "--dry_run", arms, "--seeds=4")
+    said, _ = process.communicate(timeout=300)
+    (folder,) = [line.split()[-1] for line in said.splitlines() if line.startswith("causal seed 3")]
+    (project / folder).mkdir(parents=True)
+    record = {"key": "another", "config": "", "data": {"fingerprint": ""}}
+    (project / folder / "run.json").write_text(json.dumps(record))
+    code, said, wrong = launch(project, "--how=ensemble", arms, "--seeds=4", JAX_NUM_CPU_DEVICES="4")
+    assert code == 1
+    assert "error: causal seed 3: run folder" in wrong
+    together = cells(project)
+    assert set(together) == set(alone)
+    for name, row in together.items():
+        assert row["metrics"]["loss"] == pytest.approx(alone[name]["metrics"]["loss"], rel=1e-5)
+        assert row["timing"]["tokens_per_second"] > 0  # timed afterwards
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["alone", "processes"])
+def test_sigterm_stops_a_launch_and_its_workers_which_save(project, how):
+    scale = project / "configs" / "scale" / "smoke.gin"
+    scale.write_text(scale.read_text().replace("steps = 4", "steps = 100000"))
+    process = started(project, f"--how={how}", "--workers=2")
+    runs = project / "runs" / "tiny" / "smoke"
+    wanted, began = 1 if how == "alone" else 2, time.monotonic()
+    while len([log for log in runs.glob("*/metrics.jsonl") if log.read_text()]) < wanted:
+        assert process.poll() is None
+        assert time.monotonic() - began < 240
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said, wrong = process.communicate(timeout=120)  # ends when no worker holds the pipe any more
+    assert process.returncode == 130, wrong
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in wrong
+    saved = [step for step in runs.glob("*/checkpoints/*") if step.name.isdecimal()]
+    assert len(saved) == wanted
+    states = {json.loads(path.read_text())["status"] for path in runs.glob("*/run.json")}
+    assert states == {"interrupted"}
 
 
 def test_a_cell_that_fails_is_named_and_the_others_are_kept(project):

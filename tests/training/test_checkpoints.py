@@ -20,7 +20,8 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from research.training.checkpoints import CheckpointError, Checkpoints, Keep, checksums, named
+from research.training.checkpoints import CheckpointError, Checkpoints, Keep
+from research.training.checksums import checksums, named
 
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow

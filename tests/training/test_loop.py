@@ -1,6 +1,8 @@
 """The loop: what it logs, when it stops, and what it keeps."""
 
+import dataclasses
 import json
+import signal
 
 import jax
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from rich.console import Console
 from test_step import CAUSAL, batch
 
-from research.training import loop
+from research.training import loop, meters
 from research.training.checkpoints import Checkpoints, Keep
 from research.training.ensemble import Ensemble, Solo
 from research.training.optimizers import AdamW
@@ -140,6 +142,84 @@ def test_in_an_ensemble_one_diverges_one_stops_early_and_one_arrives(trainer, tm
             alone = member(trainer, tmp_path / f"{name}-alone", checkpoints, seed=seed)
             (solo,) = go(trainer, [alone], steps)
         np.testing.assert_allclose(params(outcome), params(solo), atol=1e-5)
+
+
+def test_a_member_that_fails_ends_nobody_else(trainer, tmp_path):
+    """One cannot read its checkpoints, one cannot be scored, one has no disk; each says so, and the last arrives."""
+
+    def fails(why):
+        def fail(*_):
+            raise OSError(why)
+
+        return fail
+
+    with (
+        Checkpoints(tmp_path / "a") as unread,
+        Checkpoints(tmp_path / "b") as unscored,
+        Checkpoints(tmp_path / "c") as full,
+        Checkpoints(tmp_path / "d") as whole,
+    ):
+        go(trainer, [member(trainer, tmp_path / "unread", unread)], 5)
+        unread.restore, full.save = fails("unreadable"), fails("no space left")
+        members = [
+            member(trainer, tmp_path / "unread", unread),
+            member(trainer, tmp_path / "unscored", unscored, evaluate=fails("no metric")),
+            member(trainer, tmp_path / "full", full),
+            member(trainer, tmp_path / "whole", whole),
+        ]
+        outcomes = go(trainer, members, 20, checkpoint_every=10, evaluate_every=5)
+        assert whole.latest == 20
+    assert [str(outcome.error) for outcome in outcomes] == [
+        "unreadable",
+        "no metric",
+        "no space left",
+        "None",
+    ]
+    assert [int(outcome.state.step) for outcome in outcomes] == [0, 5, 10, 20]
+
+
+def test_what_is_stopped_and_cannot_be_saved_says_so(trainer, tmp_path):
+    class Stopping(Batches):
+        """Ctrl-C comes while the fifth batch is made."""
+
+        def __next__(self):
+            if self.next == 5:
+                signal.raise_signal(signal.SIGINT)
+            return super().__next__()
+
+    def full(*_):
+        raise OSError("no space left")
+
+    for name, save, then in (
+        ("saved", None, "stopped at step 5; the same command goes on from there"),
+        ("unsaved", full, "stopped at step 5; but: no space left"),
+    ):
+        with Checkpoints(tmp_path / f"{name}-checkpoints") as checkpoints:
+            if save is not None:
+                checkpoints.save = save
+            one = member(trainer, tmp_path / name, checkpoints)
+            with pytest.raises(loop.Interrupted, match=then):
+                go(trainer, [dataclasses.replace(one, batches=Stopping())], 20)
+            assert checkpoints.latest == (5 if save is None else None)
+
+
+def test_the_log_is_json_whatever_the_numbers_are(tmp_path):
+    log = meters.Metrics(tmp_path / "metrics.jsonl", first=0)
+    log.write(step=1, loss=float("nan"), gradient_norm=float("inf"), speed=None, tokens=2.0)
+
+    def refuse(name):
+        raise ValueError(name)
+
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    found = json.loads(line, parse_constant=refuse)
+    assert found == {"step": 1, "loss": None, "gradient_norm": None, "speed": None, "tokens": 2.0}
+
+
+def test_the_last_step_is_saved_whenever_else_the_run_is(trainer, tmp_path):
+    for every, kept in ((0, [7]), (3, [6, 7]), (7, [7])):
+        with Checkpoints(tmp_path / f"checkpoints-{every}") as checkpoints:
+            go(trainer, [member(trainer, tmp_path / f"run-{every}", checkpoints)], 7, checkpoint_every=every)
+            assert checkpoints.steps == kept
 
 
 def test_members_are_regrouped_at_the_step_where_each_of_them_was(trainer, tmp_path):

@@ -244,6 +244,30 @@ def test_a_mesh_that_does_not_exist_is_one_line(parallelism, wrong):
         Parallelism(**parallelism).mesh(jax.devices()[:1])
 
 
+@pytest.mark.parametrize(
+    ("rows", "fsdp", "data"), [(8, 1, 8), (6, 1, 6), (9, 1, 3), (8, 2, 4), (6, 2, 3), (7, 2, 4)]
+)
+def test_where_nothing_is_said_as_many_devices_are_used_as_divide_the_rows(rows, fsdp, data):
+    mesh = Parallelism(fsdp=fsdp).mesh(jax.devices()[:1] * 8, rows=rows)
+    assert (mesh.shape["data"], mesh.shape["fsdp"]) == (data, fsdp)
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "wrong"),
+    [
+        (
+            Parallelism(data=3, fsdp=4),
+            r"Data.batch = 8 rows do not divide over Parallelism data x fsdp = 12 devices",
+        ),
+        (Parallelism(sequence=4), r"rows of 6 tokens do not divide over Parallelism.sequence = 4"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_before_a_step(parallelism, wrong):
+    mesh = parallelism.mesh(jax.devices()[:1] * 12)
+    with pytest.raises(ValueError, match=wrong):
+        Placement(parallelism, mesh).check(ROWS, 6)
+
+
 @pytest.mark.slow
 def test_a_preemption_of_one_process_stops_both_at_a_step_from_which_one_process_goes_on(tmp_path):
     """By the command line: SIGTERM to one of two processes, then the same run in one process, against a whole run."""

@@ -1,6 +1,7 @@
 """The step: accumulation, hyperparameters as data, auxiliary losses, averaging, precision, memory."""
 
 import dataclasses
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +154,7 @@ def test_runs_that_differ_in_numbers_share_one_program_and_differ_as_they_should
     one = batch()
     forms = {hyperparameters.form(optimizers.AdamW(learning_rate=rate)) for rate in (1e-3, 1e-2)}
     assert len(forms) == 1
+    assert pickle.loads(pickle.dumps(forms)) == forms
     shared = Trainer(CAUSAL, vocab=VOCAB, optimizer=forms.pop(), steps=10)
     for rate, decay in ((1e-3, 0.0), (1e-2, 0.5)):
         own = optimizers.AdamW(learning_rate=rate, weight_decay=decay)
