@@ -26,7 +26,8 @@ test-aot: .venv-aot/.done
 	.venv-aot/bin/python -m pytest tests/aot
 
 test-parity: .venv-parity/.done
-	.venv-parity/bin/python -m pytest tests/attention/test_positions.py tests/attention/test_scaling.py
+	.venv-parity/bin/python -m pytest tests/attention/test_positions.py tests/attention/test_scaling.py \
+		tests/generation/test_processors.py
 
 test-gpu: .venv-gpu/.done
 	JAX_PLATFORMS=cuda JAX_DEFAULT_MATMUL_PRECISION=highest .venv-gpu/bin/python -m pytest tests/attention
