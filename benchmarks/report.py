@@ -33,7 +33,7 @@ def publish(
     Args:
       name: of the files.
       lines: the table, its head first.
-      rows: the numbers it was made from.
+      rows: the numbers it was made from; empty: another table's.
       notes: lines below the table.
       about: what else there is to know of how it was measured.
     """
@@ -56,7 +56,8 @@ def publish(
             **about,
         }
         record = {"command": sys.argv[1:], "environment": environment, "rows": list(rows)}
-        (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        if rows:
+            (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
         marked = ["| " + " | ".join(line) + " |" for line in lines]
         marked.insert(1, "|" + " --- |" * len(lines[0]))
         text = ["\n".join(marked), *notes]
