@@ -84,13 +84,13 @@ class Whole:
         """Why `mask` cannot be extended by `tokens` at a time, or None."""
         return None
 
-    def index(self, cursor: Any, slots: Slots) -> Int[Array | np.ndarray, "b n"]:
+    def index(self, cursor: Any, slots: Slots) -> Int[Array | np.ndarray, ""]:
         """Where tokens go: one after another, padding too, so that one cursor serves all rows."""
         if slots.length > self.capacity:
             raise ValueError(
                 f"{slots.length} tokens do not fit a cache of {self.capacity}; raise Whole.capacity"
             )
-        return jnp.broadcast_to(cursor + np.arange(slots.length), slots.position.shape)
+        return jnp.asarray(cursor)
 
     def fits(self, cursor: Any, n: int) -> Any:
         """Whether `n` more tokens have a place."""
@@ -207,9 +207,8 @@ class KeyValues:
         return CacheReader(queries, self.kind.placed(held, held), held, index, self.kind)
 
     def extended(self, reader: "CacheReader", left: Any) -> "KeyValues":
-        """The cache with the keys and values that the layers left of the new tokens."""
-        layers = jax.tree.map(lambda old, new: _put(old, new, reader.index, 2), self.layers, left)
-        return KeyValues(reader.held, layers, self.cursor + reader.queries.length, self.kind)
+        """The cache as the layers left it."""
+        return KeyValues(reader.held, left, self.cursor + reader.queries.length, self.kind)
 
     def continued(self, n: int) -> Slots:
         """Slots of `n` plain tokens that go on where each row ends."""
@@ -232,13 +231,13 @@ class CacheReader:
     collect: bool = False
 
     def read(self, state: tuple[Array, Array], x: Array, layer: Layer) -> Reading:
-        """The layer's cache [b n g d], twice; it leaves the keys and values of `x` alone."""
+        """The layer's cache [b n g d], twice, with the keys and values of `x`; so it leaves it."""
         k, v = layer.keys(x)
         if self.kind.turned:
             k = layer.turn(k, self.queries)
         held_k, held_v = (_put(old, new, self.index, 1) for old, new in zip(state, (k, v), strict=True))
         turned = held_k if self.kind.turned else layer.turn(held_k, self.keys)
-        return Reading(turned, held_v, self.keys, (k, v), 0.0)
+        return Reading(turned, held_v, self.keys, (held_k, held_v), 0.0)
 
 
 # Slots: written, gathered, continued.
@@ -282,10 +281,16 @@ def _written(cache: Slots, new: Slots, index: Any) -> Slots:
 
 
 def _put(line: Array, new: Any, index: Any, axis: int) -> Array:
-    """`new` at the places `index` [b n] of `axis`, whose rows stand before it; past its end nothing is written."""
+    """`new` in `line` from place `index` [] of `axis` on, or at the places `index` [b n] of it, whose rows stand before
+    it; past its end nothing is written.
+    """
+    new = jnp.asarray(new, line.dtype)
+    if jnp.ndim(index) == 0:  # in a loop this is written where the line lies; places of rows are scattered
+        shape = (*line.shape[:axis], new.shape[axis], *line.shape[axis + 1 :])
+        return jax.lax.dynamic_update_slice_in_dim(line, jnp.broadcast_to(new, shape), index, axis)
     rows = np.arange(index.shape[0])[:, None]
     where = (*(slice(None),) * (axis - 1), rows, index)
-    return line.at[where].set(jnp.asarray(new, line.dtype), mode="drop")
+    return line.at[where].set(new, mode="drop")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

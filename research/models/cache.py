@@ -123,6 +123,11 @@ def prefill(
     return hidden, Cache(own, source and source.slots, source and [place.cross for place in left])
 
 
+def places(hidden: Float[Array, "b n m"], at: Any) -> Float[Array, "b t m"]:
+    """The hidden state of each row at its place `at` [b], or all of them where that is None."""
+    return hidden if at is None else jnp.take_along_axis(hidden, jnp.asarray(at)[:, None, None], axis=1)
+
+
 def extend(
     stack: Stack,
     embedding: Embedding,

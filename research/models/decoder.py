@@ -2,17 +2,18 @@
 
 import dataclasses
 
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from research.attention.masks import Causal, Full, Mask
 from research.attention.memory import Rolling, Whole
 from research.attention.recurrence import Recurrence
 from research.batch import Batch, Tokens
-from research.models.cache import Cache, Output, extend, prefill, remember
+from research.models.cache import Cache, Output, extend, places, prefill, remember
 from research.models.config import StackConfig
 from research.models.layers import Embedding, Head, child, row_keys
-from research.models.stack import Stack
+from research.models.stack import Stack, copied
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,14 +90,30 @@ class Decoder(nnx.Module):
             self.stack, self.embedding, batch.target, carry, mask=self.config.mask, source=None, key=key
         )
 
+    @property
+    def decoding(self) -> StackConfig:
+        """The stack that is extended."""
+        return self.config.stack
+
+    def unstacked(self) -> "Decoder":
+        """The same model with an unstacked stack, for a loop of `extend`."""
+        model = copied(self)
+        model.stack = self.stack.unstacked()
+        return model
+
     def prefill(
-        self, tokens: Tokens, *, cache: Whole | Rolling | None = None
+        self,
+        tokens: Tokens,
+        *,
+        cache: Whole | Rolling | None = None,
+        at: Int[Array | np.ndarray, " b"] | None = None,
     ) -> tuple[Float[Array, "b t v"], Cache]:
-        """Logits of a prompt [b t], and the cache that `extend` goes on from.
+        """Logits of a prompt [b n], and the cache that `extend` goes on from.
 
         Args:
           tokens: the prompt; shorter rows end in padding (segment 0).
           cache: which keys to keep; None where the stack has a memory, which is then what is kept.
+          at: the one place of each row whose logits are wanted (t = 1); None: all of them (t = n).
 
         Raises:
           ValueError: a mask, a position scheme or a memory that cannot be read token by token.
@@ -104,7 +121,7 @@ class Decoder(nnx.Module):
         hidden, cached = prefill(
             self.stack, self.embedding, tokens, cache, mask=self.config.mask, source=None
         )
-        return self.logits(hidden), cached
+        return self.logits(places(hidden, at)), cached
 
     def extend(self, cache: Cache, tokens: Tokens) -> tuple[Float[Array, "b t v"], Cache]:
         """Logits of the tokens [b t] after those in the cache, the same as a full pass over all of them gives.

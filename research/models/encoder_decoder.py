@@ -2,17 +2,18 @@
 
 import dataclasses
 
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from research.attention.masks import Causal, Full, Mask
 from research.attention.memory import Rolling, Whole
 from research.attention.recurrence import Recurrence
 from research.batch import Batch, Tokens
-from research.models.cache import Cache, Output, extend, prefill, remember
+from research.models.cache import Cache, Output, extend, places, prefill, remember
 from research.models.config import StackConfig
 from research.models.layers import Embedding, Head, Source, child, row_keys
-from research.models.stack import Stack
+from research.models.stack import Stack, copied
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,16 +110,32 @@ class EncoderDecoder(nnx.Module):
         hidden, _ = stack(x, slots=tokens.slots, mask=self.config.encoder_mask, key=key)
         return Source(hidden, tokens.slots, self.config.cross_mask)
 
+    @property
+    def decoding(self) -> StackConfig:
+        """The stack that is extended."""
+        return self.decoder.config
+
+    def unstacked(self) -> "EncoderDecoder":
+        """The same model with an unstacked decoder, for a loop of `extend`."""
+        model = copied(self)
+        model.decoder = self.decoder.unstacked()
+        return model
+
     def prefill(
-        self, tokens: Tokens, source: Tokens, *, cache: Whole | Rolling | None = None
+        self,
+        tokens: Tokens,
+        source: Tokens,
+        *,
+        cache: Whole | Rolling | None = None,
+        at: Int[Array | np.ndarray, " b"] | None = None,
     ) -> tuple[Float[Array, "b t v"], Cache]:
-        """Logits of the first tokens [b t] of the target, and the cache that `extend` goes on from; the source is
+        """Logits of the first tokens [b n] of the target, and the cache that `extend` goes on from; the source is
         encoded here, once. See `Decoder.prefill`.
         """
         hidden, cached = prefill(
             self.decoder, self.embedding, tokens, cache, mask=self.config.mask, source=self.encode(source)
         )
-        return self.logits(hidden), cached
+        return self.logits(places(hidden, at)), cached
 
     def extend(self, cache: Cache, tokens: Tokens) -> tuple[Float[Array, "b t v"], Cache]:
         """Logits of the tokens [b t] after those in the cache; see `Decoder.extend`."""

@@ -1,5 +1,6 @@
 """A stack: blocks in a repeating pattern, scanned by period, positions built once and shared by the layers."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -128,6 +129,19 @@ class Stack(nnx.Module):
             ]
         return x if self.norm is None else self.norm(x), left
 
+    def unstacked(self) -> "Stack":
+        """The same stack, every layer a place of the pattern of its own: read token by token, nothing has to
+        be cut out of stacked parameters and caches in every step.
+        """
+        config, period = self.config, len(self.config.pattern)
+        stack = copied(self)
+        stack.config = dataclasses.replace(
+            config, pattern=tuple(config.pattern[i % period] for i in range(config.layers))
+        )
+        layers = [divmod(i, period) for i in range(config.layers)]
+        stack.blocks = nnx.List([_rows(self.blocks[place], slice(i, i + 1)) for i, place in layers])
+        return stack
+
     def counts(self) -> list[int]:
         """Layers at each place of the pattern."""
         period = len(self.config.pattern)
@@ -135,6 +149,12 @@ class Stack(nnx.Module):
 
     def _positions_of(self, spec: BlockSpec) -> Positions:
         return self.positions[self.schemes.index(spec.positions or self.config.positions)]
+
+
+def copied(module: Any) -> Any:
+    """The module as another object that shares its arrays."""
+    leaves, structure = jax.tree.flatten(module)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _rows(stacked: Any, rows: slice | int) -> Any:

@@ -192,7 +192,8 @@ def run(
                     task, completed=min(run.done for run in moving), note=_note(values["loss"], clock)
                 )
             for index, run in enumerate(runs):
-                scored_now = run.due(plan.evaluate_every) or run.due(run.stops_every)
+                # The last state is scored by whoever gets it, but early stopping has to know.
+                scored_now = run.due(run.stops_every) or (run.due(plan.evaluate_every) and run.done < steps)
                 if running[index] and (scored_now or run.due(plan.checkpoint_every, last=True)):
                     settle()
                 if not running[index] or run.error is not None:

@@ -35,7 +35,7 @@ def planned(arm="causal_lm", **changes):
 
 
 def estimated(plan, platform="cpu"):
-    return budget.estimated(plan, *budget._batch(plan, None), platform)
+    return budget.estimated(plan, *experiment.example(plan, None), platform)
 
 
 def printed(function):
@@ -55,7 +55,7 @@ def cells(text, name):
 )
 def test_the_arguments_of_an_experiment_are_those_of_its_compiled_step(arm):
     plan = planned(arm)
-    batch, vocab = budget._batch(plan, None)
+    batch, vocab = experiment.example(plan, None)
     functions = experiment.trainer(plan, vocab)
     state = functions.initial(jax.random.key(0), plan.numbers)
     analysis = functions.step.lower(functions, state, batch).compile().memory_analysis()

@@ -259,7 +259,7 @@ def test_where_nothing_is_said_as_many_devices_are_used_as_divide_the_rows(rows,
             Parallelism(data=3, fsdp=4),
             r"Data.batch = 8 rows do not divide over Parallelism data x fsdp = 12 devices",
         ),
-        (Parallelism(sequence=4), r"rows of 6 tokens do not divide over Parallelism.sequence = 4"),
+        (Parallelism(sequence=12), r"rows of 6 tokens do not divide over Parallelism.sequence = 12"),
     ],
 )
 def test_a_batch_that_does_not_divide_is_refused_before_a_step(parallelism, wrong):
