@@ -17,10 +17,10 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 fast: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 slow: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 test-aot: .venv-aot/.done
 	.venv-aot/bin/python -m pytest tests/aot

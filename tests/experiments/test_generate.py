@@ -1,0 +1,95 @@
+"""Text from a trained run, by the command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from experiments import configs
+
+
+def command(*words, said=None):
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=configs.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        input=said,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(
+    scope="module", params=["prefix_lm", pytest.param("encoder_decoder_lm", marks=pytest.mark.slow)]
+)
+def trained(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    code, _, wrong = command(
+        "experiments.train",
+        f"--gin_file=configs/architecture/{request.param}.gin",
+        "--gin_file=configs/scale/smoke.gin",
+        "--gin_file=tests/experiments/library.gin",
+        "--gin_param=train.steps=3",
+        "--gin_param=Data.held_out=8",
+        f"--run_dir={folder}",
+    )
+    assert code == 0, wrong
+    return folder
+
+
+def test_one_prompt_is_shown_as_it_is_written_and_many_are_records(trained, tmp_path):
+    run = ("experiments.generate", f"--run_dir={trained}", "--tokens=12")
+    code, said, wrong = command(*run, "--prompt=import os")
+    assert code == 0, wrong
+    assert said.startswith("import os")
+    code, streamed, wrong = command(*run, "--n=2", said="import os\ndef f(\n")
+    assert code == 0, wrong
+    records = [json.loads(line) for line in streamed.splitlines()]
+    assert {(one["index"], one["sample"]) for one in records} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    first = next(one for one in records if (one["index"], one["sample"]) == (0, 0))
+    text = first["text"].replace("\r", "\n")  # as a pipe is read
+    assert said == f"import os{text}\n"  # the same key, whatever runs beside it
+    for one in records:
+        assert one["log_probability"] == pytest.approx(sum(one["token_log_probabilities"]), abs=1e-3)
+        assert 1 <= len(one["token_log_probabilities"]) <= 12
+
+
+@pytest.mark.slow
+def test_a_file_of_prompts_and_a_conversation_give_the_same_text(trained, tmp_path):
+    run = ("experiments.generate", f"--run_dir={trained}", "--tokens=12", "--temperature=0")
+    (tmp_path / "prompts.txt").write_text("import os\n")
+    out = tmp_path / "out.jsonl"
+    code, _, wrong = command(*run, f"--prompt_file={tmp_path / 'prompts.txt'}", f"--out={out}")
+    assert code == 0, wrong
+    (greedy,) = map(json.loads, out.read_text().splitlines())
+    assert greedy["prompt"] == "import os"
+    code, said, wrong = command(*run, "--interactive", said="import os\n\n")
+    assert code == 0, wrong
+    assert greedy["text"] in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (("--prompt=a", "--prompt_file=b"), "expected one of them"),
+        (("--prompt=a", "--top_p=2"), "TopP.p = 2"),
+        (("--prompt_file=nowhere.txt",), "nowhere.txt"),
+    ],
+)
+def test_what_cannot_be_generated_is_one_line(trained, words, wrong):
+    code, _, said = command("experiments.generate", f"--run_dir={trained}", "--tokens=2", *words)
+    assert code == 1
+    assert wrong in said
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path):
+    code, _, said = command("experiments.generate", f"--run_dir={tmp_path}", "--prompt=a")
+    assert code == 1
+    assert (
+        said == f"error: --run_dir={tmp_path}: no config.gin there; expected the folder of a training run\n"
+    )
