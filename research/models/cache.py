@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from research.attention.masks import Mask
 from research.attention.memory import KeyValues, Line, Rolling, Whole
@@ -35,6 +35,15 @@ class Cache:
     def next(self, ids: Any) -> Tokens:
         """Plain tokens `ids` [b t] that go on where each row of the cache ends."""
         return Tokens(ids, self.own.continued(ids.shape[-1]))
+
+    def rows(self, index: Int[Array, " r"]) -> "Cache":
+        """A cache whose row i is row `index[i]` of this one."""
+
+        def taken(tree: Any, axis: int) -> Any:
+            return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=axis), tree)
+
+        own = dataclasses.replace(self.own, slots=taken(self.own.slots, 0), layers=taken(self.own.layers, 1))
+        return Cache(own, taken(self.source, 0), taken(self.known, 1))
 
 
 @jax.tree_util.register_dataclass

@@ -1,0 +1,100 @@
+"""Scores: how likely a model finds given continuations."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from research.attention.masks import Slots
+from research.batch import Batch, Tokens
+from research.models.families import EncoderDecoder, Model
+
+ROOM = 32  # lines are padded to a multiple of it, so that few programs are compiled
+
+
+class Scores(NamedTuple):
+    """Of each continuation, [n] each.
+
+    Attributes:
+      log_probability: in nats, summed over its tokens.
+      tokens: how many it has.
+      greedy: whether every token of it was the likeliest.
+    """
+
+    log_probability: np.ndarray
+    tokens: np.ndarray
+    greedy: np.ndarray
+
+
+def score(model: Model, pairs: Sequence[tuple[Any, Any]], *, bos: int, pad: int, rows: int = 32) -> Scores:
+    """How likely the model finds each continuation of its prompt, in batches of similar length.
+
+    Args:
+      model: a decoder reads BOS, prompt and continuation; an encoder-decoder the prompt as its source.
+      pairs: ids of a prompt and of its continuation; a decoder's prompt may be empty.
+      bos, pad: ids.
+      rows: of a batch.
+
+    Raises:
+      ValueError: a continuation is empty, or a source.
+    """
+    two_sided = isinstance(model, EncoderDecoder)
+    sizes = [(len(prompt), len(text)) for prompt, text in pairs]
+    for index, (given, new) in enumerate(sizes):
+        if not new or (two_sided and not given):
+            what = "continuation" if not new else "source"
+            raise ValueError(f"the {what} of pair {index} is empty; expected at least one token")
+    order = sorted(range(len(pairs)), key=lambda index: sum(sizes[index]))
+    found = Scores(np.zeros(len(pairs)), np.asarray([new for _, new in sizes]), np.zeros(len(pairs), bool))
+    for first in range(0, len(order), rows):
+        chosen = order[first : first + rows]
+        part = [pairs[index] for index in chosen]
+        part += [part[0]] * (rows - len(part))  # one shape for the last batch too
+        lines = [text if two_sided else np.concatenate([prompt, text]) for prompt, text in part]
+        sources = _padded([prompt for prompt, _ in part], pad) if two_sided else None
+        blind = [0 if two_sided else len(prompt) for prompt, _ in part]
+        likely, greedy = jax.device_get(_scored(model, _batch(lines, blind, sources, bos, pad)))
+        found.log_probability[chosen] = likely[: len(chosen)]
+        found.greedy[chosen] = greedy[: len(chosen)]
+    return found
+
+
+@jax.jit
+def _scored(model: Model, batch: Batch) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
+    def row(line: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        states, labels, weights = line
+        scores = jax.nn.log_softmax(model.logits(states))
+        own = jnp.take_along_axis(scores, labels[:, None], axis=-1)[:, 0]
+        return jnp.sum(own * weights), jnp.all((scores.argmax(-1) == labels) | (weights == 0))
+
+    hidden = model.apply(batch).hidden
+    # One row after another: logits [t v] instead of [b t v].
+    return jax.lax.map(row, (hidden, jnp.asarray(batch.labels), jnp.asarray(batch.weights)))
+
+
+def _batch(lines: list[Any], blind: list[int], source: Tokens | None, bos: int, pad: int) -> Batch:
+    """Lines that are predicted but for their first `blind` tokens."""
+    read = _padded([np.concatenate([[bos], line[:-1]]) for line in lines], pad)
+    labels = np.full(read.ids.shape, pad, np.int32)
+    weights = np.zeros(read.ids.shape, np.float32)
+    for row, (line, given) in enumerate(zip(lines, blind, strict=True)):
+        labels[row, : len(line)] = line
+        weights[row, given : len(line)] = 1
+    slots = read.slots
+    given = np.asarray(blind)[:, None]
+    prefix = (slots.position <= given) & (given > 0) & (slots.segment > 0)
+    slots = Slots(slots.position, slots.segment, prefix, start=slots.start)
+    return Batch(Tokens(read.ids, slots), labels, weights, source)
+
+
+def _padded(lines: list[Any], pad: int) -> Tokens:
+    length = -(-max(map(len, lines)) // ROOM) * ROOM
+    ids = np.full((len(lines), length), pad, np.int32)
+    for row, line in zip(ids, lines, strict=True):
+        row[: len(line)] = line
+    plain = Slots.arange(length, (len(lines),))
+    real = (np.arange(length) < np.asarray([len(line) for line in lines])[:, None]).astype(np.int32)
+    return Tokens(ids, Slots(plain.position, real, np.zeros(ids.shape, bool), start=plain.start))

@@ -1,0 +1,127 @@
+"""Beam search against trying everything, and scores against the logits."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from test_engine import VOCAB, build, generate, keys, stack, texts
+
+from research.attention.masks import Prefix
+from research.attention.recurrence import Recurrent
+from research.batch import Batch
+from research.generation import search
+from research.generation.engine import Generation, Greedy, prompt
+from research.generation.scoring import score
+from research.generation.search import Beam
+from research.models.families import DecoderConfig, EncoderDecoderConfig
+
+TINY, END, TOKENS = 5, 1, 3
+PROMPTS = [[2, 3, 4], [4, 2]]
+run = jax.jit(search.search, static_argnums=2)
+
+
+def small(config):
+    return config.build(vocab=TINY, key=jax.random.key(3))
+
+
+def everything(length):
+    """All texts of at most so many tokens that end, or that are as long."""
+    free = [token for token in range(TINY) if token != END]
+    for n in range(length):
+        yield from ((*text, END) for text in itertools.product(free, repeat=n))
+    yield from itertools.product(free, repeat=length)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "config",
+    [
+        DecoderConfig(stack=stack(), mask=Prefix()),
+        pytest.param(EncoderDecoderConfig(encoder=stack(), decoder=stack()), marks=pytest.mark.slow),
+    ],
+    ids=["prefix", "encoder-decoder"],
+)
+def test_with_enough_beams_it_is_an_exhaustive_search(config, penalty):
+    model, two_sided = small(config), isinstance(config, EncoderDecoderConfig)
+    beams = 4**TOKENS
+    lines = PROMPTS if two_sided else [[0, *line] for line in PROMPTS]
+    given = prompt([[0]] * 2 if two_sided else lines, pad=0)
+    source = prompt(PROMPTS, pad=0) if two_sided else None
+    how = Beam(size=beams, tokens=TOKENS, end=(END,), length_penalty=penalty)
+    found = jax.device_get(run(model, given, how, source=source))
+    candidates = list(everything(TOKENS))
+    for row, line in enumerate(PROMPTS):
+        scores = score(model, [(line, text) for text in candidates], bos=0, pad=0)
+        ranked = scores.log_probability / ((5 + scores.tokens) / 6) ** penalty
+        best = np.argsort(-ranked)[:beams]
+        np.testing.assert_allclose(found.score[row], ranked[best], rtol=1e-5)
+        for place in range(4):
+            size = found.length[row, place]
+            assert tuple(found.ids[row, place, :size].tolist()) == candidates[best[place]]
+
+
+def test_one_beam_is_greedy_until_it_ends():
+    model = build(DecoderConfig(stack=stack()))
+    lines = [[1, 5, 9, 4], [1, 7]]
+    greedy = generate(model, prompt(lines, pad=0), keys(2), Generation(tokens=6, choice=Greedy()))
+    unreachable = next(t for t in range(VOCAB) if all(t not in text for text in texts(greedy)))
+    found = run(model, prompt(lines, pad=0), Beam(size=1, tokens=6, end=(unreachable,)))
+    for row, line in enumerate(lines):
+        assert np.asarray(found.ids[row, 0]).tolist() == texts(greedy)[row][len(line) :]
+
+
+def test_more_beams_find_texts_at_least_as_likely_and_rows_do_not_mix():
+    model = build(DecoderConfig(stack=stack()))
+    lines = [[1, 5, 9, 4], [1, 7], [1, 3, 3, 8, 12, 6]]
+    best = []
+    for size in (1, 8):
+        found = run(model, prompt(lines, pad=0), Beam(size=size, tokens=5, end=(2,)))
+        best.append(np.asarray(found.score[:, 0]))
+        assert (np.diff(np.asarray(found.score), axis=1) <= 0).all()
+    assert (best[1] >= best[0] - 1e-5).all()
+    (alone,) = np.asarray(run(model, prompt(lines[1:2], pad=0), Beam(size=8, tokens=5, end=(2,))).score)
+    np.testing.assert_allclose(alone, found.score[1], rtol=1e-5)
+
+
+def test_a_memory_goes_with_its_beam():
+    from research.attention.masks import Window
+
+    lines = [[1, 5, 9, 4], [1, 7]]
+    how = Beam(size=4, tokens=5, end=(2,))
+    found = [
+        np.asarray(run(build(DecoderConfig(stack=one, mask=Window(6))), prompt(lines, pad=0), how).score)
+        for one in (stack(), stack(memory=Recurrent(length=9)))
+    ]
+    np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+def test_scores_are_sums_of_log_probabilities_in_any_order_and_company():
+    model = build(DecoderConfig(stack=stack(), mask=Prefix()))
+    pairs = [([5, 9, 4], [3, 8]), ([], [7, 7, 2]), ([3] * 40, [1]), ([6], [2, 2, 2, 4])]
+    found = score(model, pairs, bos=1, pad=0, rows=3)
+    for index, (given, text) in enumerate(pairs):
+        line = [1, *given, *text]
+        whole = prompt([line[:-1]], pad=0)
+        slots = whole.slots
+        prefix = (slots.position <= len(given)) & (len(given) > 0)
+        tokens = type(whole)(whole.ids, type(slots)(slots.position, slots.segment, prefix))
+        ones = np.ones((1, len(line) - 1), np.float32)
+        scores = jax.nn.log_softmax(model(Batch(tokens, whole.ids, ones))[0])[len(given) :]
+        expected = sum(float(scores[at, token]) for at, token in enumerate(text))
+        np.testing.assert_allclose(found.log_probability[index], expected, rtol=1e-5)
+        assert found.greedy[index] == (np.asarray(scores.argmax(-1)).tolist() == text)
+        assert found.tokens[index] == len(text)
+
+
+def test_what_cannot_be_searched_or_scored_is_one_line():
+    with pytest.raises(ValueError, match=r"Beam.end = \(\): expected at least one id"):
+        Beam(end=())
+    with pytest.raises(ValueError, match=r"Beam.size = 0"):
+        Beam(end=(1,), size=0)
+    model = build(DecoderConfig(stack=stack()))
+    with pytest.raises(ValueError, match="the continuation of pair 1 is empty"):
+        score(model, [([1], [2]), ([1], [])], bos=1, pad=0)
+    both = build(EncoderDecoderConfig(encoder=stack(), decoder=stack()))
+    with pytest.raises(ValueError, match="the source of pair 0 is empty"):
+        score(both, [([], [2])], bos=1, pad=0)
