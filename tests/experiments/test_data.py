@@ -119,6 +119,7 @@ def test_learned_positions_of_a_stream_are_refused():
         load("family/causal", "objective/causal_lm", bindings=[*bindings, *learned])
 
 
+@pytest.mark.slow
 def test_a_run_folder_of_other_data_is_refused(tmp_path):
     (tmp_path / "mails").mkdir()
     for i in range(60):

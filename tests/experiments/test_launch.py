@@ -68,6 +68,7 @@ def cells(project):
     return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
+@pytest.mark.slow
 def test_a_study_runs_what_is_missing_and_nothing_else(project):
     code, said, wrong = launch(project, "--how=processes", "--workers=2")
     assert code == 0, wrong

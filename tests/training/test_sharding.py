@@ -45,8 +45,8 @@ MESHES = {
     "fsdp_tensor": Parallelism(fsdp=4, tensor=2),
     "sequence": Parallelism(data=2, tensor=2, sequence=2),
 }
-FAST = [("causal", "fsdp_tensor")]
-SLOW = [  # every family, and every mesh
+CASES = [  # every family, and every mesh
+    ("causal", "fsdp_tensor"),
     ("causal", "sequence"),
     ("prefix", "sequence"),
     ("encoder", "fsdp_tensor"),
@@ -114,15 +114,13 @@ def ensemble_difference():
     return {"losses": worst, "devices": devices}
 
 
-def main(cases):
+def main():
     """In a process with eight devices: what each case found."""
-    found = {f"{family}/{mesh}": difference(family, mesh) for family, mesh in cases}
-    if cases == FAST:
-        found["ensemble"] = ensemble_difference()
-    else:
-        found["adafactor"] = difference("causal", "fsdp_tensor", optimizer=Adafactor(learning_rate=1e-2))
-        found["muon"] = difference("causal", "fsdp_tensor", optimizer=Muon(learning_rate=1e-2))
-        found["accumulate"] = difference("causal", "fsdp", accumulate=2)
+    found = {f"{family}/{mesh}": difference(family, mesh) for family, mesh in CASES}
+    found["ensemble"] = ensemble_difference()
+    found["adafactor"] = difference("causal", "fsdp_tensor", optimizer=Adafactor(learning_rate=1e-2))
+    found["muon"] = difference("causal", "fsdp_tensor", optimizer=Muon(learning_rate=1e-2))
+    found["accumulate"] = difference("causal", "fsdp", accumulate=2)
     print(json.dumps(found))
 
 
@@ -166,13 +164,8 @@ def said(running):
 
 
 @pytest.fixture(scope="module")
-def fast():
-    return said(start(8, f"test_sharding.main({FAST})"))
-
-
-@pytest.fixture(scope="module")
-def slow():
-    return said(start(8, f"test_sharding.main({SLOW})"))
+def eight():
+    return said(start(8, "test_sharding.main()"))
 
 
 def check(found):
@@ -180,36 +173,29 @@ def check(found):
     assert found["parameters"] < 5e-4  # Adam divides by moments that are nearly nothing after three steps
 
 
-@pytest.mark.parametrize(("family", "mesh"), FAST)
-def test_sharded_is_unsharded(fast, family, mesh):
-    check(fast[f"{family}/{mesh}"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "mesh"), CASES)
+def test_sharded_is_unsharded_for_every_family(eight, family, mesh):
+    check(eight[f"{family}/{mesh}"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "mesh"), SLOW)
-def test_sharded_is_unsharded_for_every_family(slow, family, mesh):
-    check(slow[f"{family}/{mesh}"])
-
-
-def test_fsdp_and_tensor_parallelism_split_parameters_and_moments(fast):
-    assert fast["causal/fsdp_tensor"]["share"] < 0.2  # an eighth, and the norms
-
-
-@pytest.mark.slow
-def test_each_kind_of_split_has_its_share(slow):
-    assert slow["encoder_decoder/fsdp"]["share"] < 0.3  # a quarter, and the norms
-    assert slow["memory/data"]["share"] == 1
+def test_each_kind_of_split_has_its_share(eight):
+    assert eight["causal/fsdp_tensor"]["share"] < 0.2  # an eighth, and the norms
+    assert eight["encoder_decoder/fsdp"]["share"] < 0.3  # a quarter, and the norms
+    assert eight["memory/data"]["share"] == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["adafactor", "muon", "accumulate"])
-def test_what_stands_beside_the_parameters_may_be_sharded_too(slow, case):
-    check(slow[case])
+def test_what_stands_beside_the_parameters_may_be_sharded_too(eight, case):
+    check(eight[case])
 
 
-def test_an_ensemble_spread_over_devices_has_the_same_members(fast):
-    assert fast["ensemble"]["devices"] == 4
-    assert fast["ensemble"]["losses"] < 1e-5
+@pytest.mark.slow
+def test_an_ensemble_spread_over_devices_has_the_same_members(eight):
+    assert eight["ensemble"]["devices"] == 4
+    assert eight["ensemble"]["losses"] < 1e-5
 
 
 @pytest.mark.slow
