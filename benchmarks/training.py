@@ -212,7 +212,7 @@ def table(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def by_length(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Tokens per second of each candidate over the lengths, and of ours in units of its shortest rows."""
+    """Tokens per second of each candidate over the lengths, and those of its longest rows in units of its shortest."""
     lengths = sorted({row["case"]["length"] for row in rows})
     found: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:

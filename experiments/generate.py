@@ -18,7 +18,7 @@ from absl import app, flags
 from experiments import configs, experiment, start
 from research.data.tokenizers import Tokenizer
 from research.generation import engine
-from research.generation.engine import Generated, Generation, Greedy, Sample, prompt
+from research.generation.engine import Generated, Generation, Greedy, Sample, prompt, rounded
 from research.generation.processors import (
     Chain,
     FrequencyPenalty,
@@ -37,7 +37,6 @@ from research.training.checkpoints import Checkpoints
 
 FLAGS = flags.FLAGS
 PIECE = 8  # tokens that are shown at a time
-LENGTHS = 32  # prompts are padded to a multiple of it, so that few programs are compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,6 @@ class Writer:
 
     model: Model
     tokenizer: Tokenizer
-    data: Any
 
     def begin(self, texts: Sequence[str], keys: Any, how: Generation) -> Generated:
         """Read the prompts.
@@ -56,12 +54,12 @@ class Writer:
         """
         lines = [self.tokenizer.encode(text) for text in texts]
         if self.two_sided:
-            source = prompt(lines, pad=self.tokenizer.pad, length=_room(lines))
-            given = prompt([[self.tokenizer.bos]] * len(lines), pad=self.tokenizer.pad)
-            self._fits(source.ids.shape[1], 1 + how.tokens)
+            source = prompt(lines, pad=self.tokenizer.pad, length=rounded(lines), given=False)
+            given = prompt([[self.tokenizer.bos]] * len(lines), pad=self.tokenizer.pad, given=False)
+            self._fits(max(map(len, lines)), 1 + how.tokens)
             return _begin(self.model, given, keys, how, source=source)
         lines = [np.concatenate([[self.tokenizer.bos], line]) for line in lines]
-        given = prompt(lines, pad=self.tokenizer.pad, length=_room(lines))
+        given = prompt(lines, pad=self.tokenizer.pad, length=rounded(lines))
         self._fits(max(map(len, lines)) + how.tokens)
         return _begin(self.model, given, keys, how)
 
@@ -110,7 +108,7 @@ def load(folder: Path, data_dir: str | None) -> Writer:
     field = "params" if state.average is None else "average"
     with Checkpoints(folder / "checkpoints", planned.keep) as checkpoints:
         params, _ = checkpoints.restore_params(state.params, field=field)
-    return Writer(functions.model(params), text.tokenizer, planned.data)
+    return Writer(functions.model(params), text.tokenizer)
 
 
 def settings(end: int) -> Generation:
@@ -139,18 +137,13 @@ def settings(end: int) -> Generation:
     )
 
 
-def _room(lines: Sequence[Any]) -> int:
-    return -(-max(map(len, lines)) // LENGTHS) * LENGTHS
-
-
 def prompts() -> list[str]:
     """Those of the flags, of a file or of the standard input, a line each.
 
     Raises:
       ConfigError: there are none, or more than one way was taken.
     """
-    ways = [FLAGS.prompt != [], FLAGS.prompt_file is not None]
-    if sum(ways) > 1:
+    if FLAGS.prompt and FLAGS.prompt_file is not None:
         raise configs.ConfigError("--prompt and --prompt_file: expected one of them")
     if FLAGS.prompt:
         return FLAGS.prompt

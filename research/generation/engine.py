@@ -13,6 +13,7 @@ parameters makes an ensemble of it. What a model keeps of the tokens it has read
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -24,7 +25,9 @@ from research.attention.masks import Slots
 from research.attention.memory import Rolling, Whole
 from research.batch import Tokens
 from research.generation.processors import Chain, History
-from research.models.families import EncoderDecoder, Model
+from research.models.families import Cache, EncoderDecoder, Model
+
+MULTIPLE = 32  # of lengths, where few programs should be compiled
 
 
 @runtime_checkable  # so that an argument can be checked against it
@@ -100,13 +103,14 @@ class Generated:
     keys: Any
 
 
-def prompt(lines: list[Any], *, pad: int, length: int | None = None) -> Tokens:
-    """Lines of ids, from the left, as a batch of given tokens: all of them are `prefix`.
+def prompt(lines: Sequence[Any], *, pad: int, length: int | None = None, given: bool = True) -> Tokens:
+    """Lines of ids, from the left, as a batch.
 
     Args:
       lines: ids of each row, at least one.
       pad: the id behind the shorter ones.
       length: of the batch; None: of the longest line.
+      given: whether the tokens are a prefix, as what a decoder is to go on from is.
 
     Raises:
       ValueError: a line is empty or longer than `length`.
@@ -122,7 +126,12 @@ def prompt(lines: list[Any], *, pad: int, length: int | None = None) -> Tokens:
         row[: len(line)] = line
     real = np.arange(length) < sizes[:, None]
     slots = Slots.arange(length, (len(lines),))
-    return Tokens(ids, dataclasses.replace(slots, segment=real.astype(np.int32), prefix=real))
+    return Tokens(ids, dataclasses.replace(slots, segment=real.astype(np.int32), prefix=real & given))
+
+
+def rounded(lines: Sequence[Any]) -> int:
+    """The longest line's length, up to a multiple, so that few programs are compiled."""
+    return -(-max(map(len, lines)) // MULTIPLE) * MULTIPLE
 
 
 def generate(
@@ -148,27 +157,37 @@ def begin(
       ValueError: a mask, a position scheme or a memory that cannot be read token by token, or a source too many or
         too few.
     """
-    if isinstance(model, EncoderDecoder) != (source is not None):
-        raise ValueError(
-            f"{type(model).__name__} with {'no' if source is None else 'a'} source: expected one for an EncoderDecoder "
-            "and none for a Decoder"
-        )
-    rows, room = given.ids.shape
-    sizes = jnp.sum(jnp.asarray(given.slots.segment) != 0, axis=-1).astype(jnp.int32)
-    cache: Any = config.cache
-    if cache is None and model.decoding.memory is None:
-        cache = Whole(capacity=room + config.tokens)
-    read: Any = {} if source is None else {"source": source}
-    logits, kept = model.unstacked().prefill(given, cache=cache, at=sizes - 1, **read)
+    rows = len(given.ids)
+    logits, kept, sizes = read(model.unstacked(), given, config.tokens, source=source, cache=config.cache)
     return Generated(
         history=History(jnp.pad(jnp.asarray(given.ids), [(0, 0), (0, config.tokens)]), sizes, sizes),
         log_probability=jnp.zeros((rows, config.tokens), jnp.float32),
         ended=jnp.zeros(rows, bool),
         step=jnp.int32(0),
-        logits=logits[:, 0],
+        logits=logits,
         cache=kept,
         keys=keys,
     )
+
+
+def read(
+    model: Model, given: Tokens, tokens: int, *, source: Tokens | None, cache: Rolling | None = None
+) -> tuple[Float[Array, "b v"], Cache, Int32[Array, " b"]]:
+    """Logits of the token after each row, the cache, with room for so many more tokens, and the rows' lengths; see
+    `begin`.
+    """
+    if isinstance(model, EncoderDecoder) != (source is not None):
+        raise ValueError(
+            f"{type(model).__name__} with {'no' if source is None else 'a'} source: expected one for an EncoderDecoder "
+            "and none for a Decoder"
+        )
+    kind: Any = cache
+    if cache is None and model.decoding.memory is None:
+        kind = Whole(capacity=given.ids.shape[1] + tokens)
+    sizes = jnp.sum(jnp.asarray(given.slots.segment) != 0, axis=-1).astype(jnp.int32)
+    more: Any = {} if source is None else {"source": source}
+    logits, kept = model.prefill(given, cache=kind, at=sizes - 1, **more)
+    return logits[:, 0], kept, sizes
 
 
 def advance(model: Model, begun: Generated, config: Generation, most: int | None = None) -> Generated:

@@ -1,5 +1,6 @@
 """Scores: how likely a model finds given continuations."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from research.attention.masks import Slots
 from research.batch import Batch, Tokens
+from research.generation.engine import prompt, rounded
 from research.models.families import EncoderDecoder, Model
-
-ROOM = 32  # lines are padded to a multiple of it, so that few programs are compiled
 
 
 class Scores(NamedTuple):
@@ -42,7 +41,7 @@ def score(model: Model, pairs: Sequence[tuple[Any, Any]], *, bos: int, pad: int,
       ValueError: a continuation is empty, or a source.
     """
     two_sided = isinstance(model, EncoderDecoder)
-    sizes = [(len(prompt), len(text)) for prompt, text in pairs]
+    sizes = [(len(given), len(text)) for given, text in pairs]
     for index, (given, new) in enumerate(sizes):
         if not new or (two_sided and not given):
             what = "continuation" if not new else "source"
@@ -53,9 +52,9 @@ def score(model: Model, pairs: Sequence[tuple[Any, Any]], *, bos: int, pad: int,
         chosen = order[first : first + rows]
         part = [pairs[index] for index in chosen]
         part += [part[0]] * (rows - len(part))  # one shape for the last batch too
-        lines = [text if two_sided else np.concatenate([prompt, text]) for prompt, text in part]
-        sources = _padded([prompt for prompt, _ in part], pad) if two_sided else None
-        blind = [0 if two_sided else len(prompt) for prompt, _ in part]
+        lines = [text if two_sided else np.concatenate([given, text]) for given, text in part]
+        sources = _line([given for given, _ in part], pad) if two_sided else None
+        blind = [0 if two_sided else len(given) for given, _ in part]
         likely, greedy = jax.device_get(_scored(model, _batch(lines, blind, sources, bos, pad)))
         found.log_probability[chosen] = likely[: len(chosen)]
         found.greedy[chosen] = greedy[: len(chosen)]
@@ -77,24 +76,16 @@ def _scored(model: Model, batch: Batch) -> tuple[Float[Array, " b"], Bool[Array,
 
 def _batch(lines: list[Any], blind: list[int], source: Tokens | None, bos: int, pad: int) -> Batch:
     """Lines that are predicted but for their first `blind` tokens."""
-    read = _padded([np.concatenate([[bos], line[:-1]]) for line in lines], pad)
+    read = _line([np.concatenate([[bos], line[:-1]]) for line in lines], pad)
     labels = np.full(read.ids.shape, pad, np.int32)
     weights = np.zeros(read.ids.shape, np.float32)
     for row, (line, given) in enumerate(zip(lines, blind, strict=True)):
         labels[row, : len(line)] = line
         weights[row, given : len(line)] = 1
-    slots = read.slots
     given = np.asarray(blind)[:, None]
-    prefix = (slots.position <= given) & (given > 0) & (slots.segment > 0)
-    slots = Slots(slots.position, slots.segment, prefix, start=slots.start)
-    return Batch(Tokens(read.ids, slots), labels, weights, source)
+    prefix = (read.slots.position <= given) & (given > 0) & (read.slots.segment > 0)
+    return Batch(Tokens(read.ids, dataclasses.replace(read.slots, prefix=prefix)), labels, weights, source)
 
 
-def _padded(lines: list[Any], pad: int) -> Tokens:
-    length = -(-max(map(len, lines)) // ROOM) * ROOM
-    ids = np.full((len(lines), length), pad, np.int32)
-    for row, line in zip(ids, lines, strict=True):
-        row[: len(line)] = line
-    plain = Slots.arange(length, (len(lines),))
-    real = (np.arange(length) < np.asarray([len(line) for line in lines])[:, None]).astype(np.int32)
-    return Tokens(ids, Slots(plain.position, real, np.zeros(ids.shape, bool), start=plain.start))
+def _line(lines: list[Any], pad: int) -> Tokens:
+    return prompt(lines, pad=pad, length=rounded(lines), given=False)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from research.attention.memory import Whole
 from research.batch import Tokens
+from research.generation.engine import read
 from research.models.families import Model
 
 NEVER = -1e30  # of beams that are not there
@@ -73,17 +73,12 @@ def search(model: Model, given: Tokens, config: Beam, *, source: Tokens | None =
     Raises:
       ValueError: as `engine.begin`.
     """
-    rows, room = given.ids.shape
-    size, most = config.size, config.tokens
-    sizes = jnp.sum(jnp.asarray(given.slots.segment) != 0, axis=-1).astype(jnp.int32)
+    rows, size, most = len(given.ids), config.size, config.tokens
     model = model.unstacked()
-    read: Any = {} if source is None else {"source": source}
-    cache = None if model.decoding.memory is not None else Whole(capacity=room + most)
-    logits, kept = model.prefill(given, cache=cache, at=sizes - 1, **read)
+    logits, kept, _ = read(model, given, most, source=source)
     kept = kept.rows(jnp.repeat(jnp.arange(rows), size))
     vocab = logits.shape[-1]
     ends = jnp.zeros(vocab, bool).at[jnp.asarray(config.end)].set(True)
-    first = jnp.where(jnp.arange(size) == 0, 0.0, NEVER)  # at first all beams are the same one
 
     def penalised(likely: Array, length: Any) -> Array:
         return likely / ((5 + length) / 6) ** config.length_penalty
@@ -121,8 +116,8 @@ def search(model: Model, given: Tokens, config: Beam, *, source: Tokens | None =
     empty = jnp.full((rows, size, most), pad, jnp.int32)
     nothing = jnp.full((rows, size), NEVER)
     pool = Found(empty, jnp.zeros((rows, size), jnp.int32), nothing, nothing)
-    likely = jnp.broadcast_to(first, (rows, size))
-    start = (jnp.int32(0), jnp.repeat(logits[:, 0], size, axis=0), kept, likely, empty, pool)
+    likely = nothing.at[:, 0].set(0.0)  # at first all beams are the same one
+    start = (jnp.int32(0), jnp.repeat(logits, size, axis=0), kept, likely, empty, pool)
     step, _, _, likely, ids, pool = jax.lax.while_loop(goes_on, add, start)
     whole = jnp.where(likely > NEVER / 2, penalised(likely, step), NEVER)
     left = Found(ids, jnp.full((rows, size), step), likely, jnp.where(step == most, whole, NEVER))

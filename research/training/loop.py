@@ -193,12 +193,12 @@ def run(
                 )
             for index, run in enumerate(runs):
                 # The last state is scored by whoever gets it, but early stopping has to know.
-                scored_now = run.due(run.stops_every) or (run.due(plan.evaluate_every) and run.done < steps)
-                if running[index] and (scored_now or run.due(plan.checkpoint_every, last=True)):
-                    settle()
-                if not running[index] or run.error is not None:
+                scores_now = run.due(run.stops_every) or (run.due(plan.evaluate_every) and run.done < steps)
+                saves_now = run.due(plan.checkpoint_every, last=True)
+                if not (running[index] and (scores_now or saves_now)):
                     continue
-                if scored_now:
+                settle()
+                if scores_now and run.error is None:
                     scored = run.attempt(run.score, engine.member(group, index).evaluated)
                     clock.restart()
                     better, scores = scored or (False, {})
@@ -206,7 +206,7 @@ def run(
                         save(index, **scores)
                     elif run.over:
                         save(index)
-                if run.due(plan.checkpoint_every, last=True):
+                if saves_now:
                     save(index)
             if stop.asked or _preempted(members[0].checkpoints, moving[0].done):
                 for index in range(len(runs)):

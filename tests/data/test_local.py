@@ -388,7 +388,7 @@ def test_a_parquet_cell_that_is_not_utf8_is_named(tmp_path):
     path = parquet_file(
         tmp_path, pyarrow.table({"text": pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())})
     )
-    refused(Parquet(pattern=str(path)), f"{path} row 1: cannot be read (")
+    assert str(path) in refused(Parquet(pattern=str(path)), f"{path} row 1: cannot be read (")
 
 
 def test_parquet_without_rows_is_named(tmp_path):
@@ -457,8 +457,8 @@ def test_saved_data_that_is_damaged_or_empty(tmp_path):
     place = f"HuggingFace.path '{tmp_path}/saved', split 'train': "
     (arrow,) = (tmp_path / "saved").glob("*.arrow")
     arrow.write_bytes(arrow.read_bytes()[:40])
-    refused(corpus, place)
-    refused(saved_corpus(tmp_path, []), place)
+    assert refused(corpus, place).startswith(place)
+    assert refused(saved_corpus(tmp_path, []), place).startswith(place)
 
 
 def test_a_missing_folder_and_an_absent_library(tmp_path, monkeypatch):

@@ -115,6 +115,12 @@ def test_scores_are_sums_of_log_probabilities_in_any_order_and_company():
 
 
 def test_what_cannot_be_searched_or_scored_is_one_line():
+    with pytest.raises(ValueError, match="with no source: expected one for an EncoderDecoder"):
+        search.search(
+            build(EncoderDecoderConfig(encoder=stack(), decoder=stack())),
+            prompt([[1]], pad=0),
+            Beam(end=(2,)),
+        )
     with pytest.raises(ValueError, match=r"Beam.end = \(\): expected at least one id"):
         Beam(end=())
     with pytest.raises(ValueError, match=r"Beam.size = 0"):
