@@ -24,7 +24,8 @@ def checksums(tree: Any) -> dict[str, Array]:
     changes in several words one in 2^32 goes unseen. Unlike `zlib.crc32`, which reads bytes in order, each device sums
     its own part where it lies: nothing is copied to the host, or gathered from devices or processes.
     """
-    return {name: _checksum(leaf) for name, leaf in named(tree).items()}
+    # One at a time: of many at once, collectives of several XLA:CPU processes stand still for ever.
+    return {name: jax.block_until_ready(_checksum(leaf)) for name, leaf in named(tree).items()}
 
 
 @jax.jit  # of one leaf, not of the tree: it is compiled once for parameters, moments and averages, saved or restored

@@ -21,6 +21,10 @@ from research.training.precision import LossScale
 
 Metrics = dict[str, Array]
 
+# Batches of an evaluation that wait for the devices: each takes memory, and several processes of XLA:CPU stand still
+# for ever where one of them has 32 programs with collectives under way.
+AHEAD = 8
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -325,6 +329,8 @@ class Trainer:
                 carry = self.memory(batch.labels.shape[0])
             total, weight, carry = self._held_out(params, batch, carry)
             sums.append((total, weight))
+            if len(sums) > AHEAD:
+                jax.block_until_ready(sums[-1 - AHEAD])
         weight = sum(float(weight) for _, weight in sums)
         if not weight:
             raise ValueError("evaluate: no batch has a target, so there is no loss to report")

@@ -137,7 +137,8 @@ def process(index, port, folder):
         with jax.set_mesh(mesh):
             like = engine.initial(jax.random.key(1), engine.trainer.numbers)
             restored, data = checkpoints.restore(like)
-            again = engine.trainer.evaluate(restored.evaluated, engine.whole(batches("causal")))
+            # Many more batches than XLA:CPU bears programs under way: they would hang.
+            again = engine.trainer.evaluate(restored.evaluated, 100 * engine.whole(batches("causal")))
     print(
         json.dumps(
             {"losses": losses, "held_out": held_out, "again": again, "data": data, "hosts": engine.hosts}
@@ -157,15 +158,23 @@ def start(devices, call):
     )
 
 
-def said(running):
-    out, wrong = running.communicate(timeout=1800)
-    assert running.returncode == 0, wrong[-3000:]
-    return json.loads(out.splitlines()[-1])
+def said(*running):
+    """What each of the processes printed last; none outlives the failure of another."""
+    try:
+        heard = [one.communicate(timeout=600) for one in running]
+    finally:
+        for one in running:
+            one.kill()
+            one.communicate()
+    for one, (_, wrong) in zip(running, heard, strict=True):
+        assert one.returncode == 0, wrong[-3000:]
+    return [json.loads(out.splitlines()[-1]) for out, _ in heard]
 
 
 @pytest.fixture(scope="module")
 def eight():
-    return said(start(8, "test_sharding.main()"))
+    (found,) = said(start(8, "test_sharding.main()"))
+    return found
 
 
 PARAMETERS = 5e-4  # Adam divides by moments that are nearly nothing after three steps
@@ -204,13 +213,11 @@ def test_two_processes_are_one_with_the_same_devices(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    both = [start(2, f"test_sharding.process({index}, {port}, {str(tmp_path)!r})") for index in range(2)]
-    first, second = [said(one) for one in both]
+    call = "test_sharding.process({}, {}, {!r})".format
+    first, second = said(*(start(2, call(index, port, str(tmp_path))) for index in range(2)))
     assert first == second
     assert first["hosts"] == 2
-    alone = said(
-        start(4, f"test_sharding.process(0, 0, {str(tmp_path)!r})")
-    )  # restores what the two have saved
+    (alone,) = said(start(4, call(0, 0, str(tmp_path))))  # restores what the two have saved
     assert alone["hosts"] == 1
     np.testing.assert_allclose(first["losses"], alone["losses"], rtol=1e-6)
     for one in (first, alone):
