@@ -12,7 +12,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from research.attention import core
 from research.data.pipeline import Batches
 from research.evaluation import likelihood
 from research.training import hyperparameters, loop
-from research.training.checkpoints import Checkpoints
+from research.training.checkpoints import CheckpointError, Checkpoints
 from research.training.ensemble import Ensemble, Solo
 from research.training.sharding import Placement
 
@@ -98,7 +98,9 @@ def run_all(
 
 
 def group(planned: Experiment, data_dir: str | None) -> tuple[Any, ...]:
-    """What must be equal in experiments that train as one ensemble: the program and the shapes of its batches."""
+    """What must be equal in experiments that train as one ensemble: the program, the shapes of its batches, and when
+    it logs, evaluates and saves.
+    """
     batch, vocab = example(planned, data_dir)
     leaves, structure = jax.tree.flatten(batch)
     return (
@@ -109,6 +111,7 @@ def group(planned: Experiment, data_dir: str | None) -> tuple[Any, ...]:
         planned.steps,
         planned.matmul_precision,
         planned.deterministic,
+        planned.plan,
         structure,
         tuple((leaf.shape, leaf.dtype) for leaf in leaves),
     )
@@ -124,20 +127,19 @@ def alone(planned: Experiment) -> str | None:
 
 
 def _train(runs: Sequence["_Run"], console: Console) -> None:
-    """Train and score runs that share a program."""
-    first = runs[0]
-    planned = first.job.planned
-    for one in runs:
-        one.status("running")
-    engine: Solo | Ensemble
-    initial = first.solo.initial
-    engine = first.solo if len(runs) == 1 else Ensemble(first.trainer, len(runs))
-    with surroundings(planned, first.placement), contextlib.ExitStack() as stack:
+    """Train and score runs that share a program; one that cannot begin is left out, with its error."""
+    planned = runs[0].job.planned
+    with surroundings(planned, runs[0].placement), contextlib.ExitStack() as stack:
         try:
-            members = [one.member(initial, stack, console) for one in runs]
+            members = {one: member for one in runs if (member := one.begin(stack, console)) is not None}
+            if not members:
+                return
+            first = next(iter(members))
+            engine: Solo | Ensemble
+            engine = first.solo if len(members) == 1 else Ensemble(first.trainer, len(members))
             outcomes = loop.run(
                 engine,
-                members,
+                list(members.values()),
                 steps=planned.steps,
                 plan=planned.plan,
                 work=loop.Work(
@@ -148,13 +150,13 @@ def _train(runs: Sequence["_Run"], console: Console) -> None:
                 ),
                 console=console,
             )
-            for one, outcome in zip(runs, outcomes, strict=True):
-                one.finish(outcome, timed=len(runs) == 1)
+            for one, outcome in zip(members, outcomes, strict=True):
+                one.finish(outcome, timed=len(members) == 1)
         except BaseException as error:
             stopped = isinstance(error, loop.Interrupted | KeyboardInterrupt)
             for one in runs:
                 if one.finished is None and one.error is None:
-                    one.status("interrupted" if stopped else "failed", str(error))
+                    one.note("interrupted" if stopped else "failed", error)
             raise
 
 
@@ -183,33 +185,45 @@ class _Run:
         }
         self._record = self._describe()
 
-    def member(
-        self, initial: Callable[..., Any], stack: contextlib.ExitStack, console: Console
-    ) -> loop.Member:
-        """What the loop needs of it; whatever has to be closed is entered into `stack`."""
+    def begin(self, stack: contextlib.ExitStack, console: Console) -> loop.Member | None:
+        """What the loop needs of it, or None where it cannot begin; what has to be closed is entered into `stack`."""
+        try:
+            self.status("running")
+            return self._member(stack, console)
+        except Exception as error:
+            self._fail(error)
+            return None
+
+    def _member(self, stack: contextlib.ExitStack, console: Console) -> loop.Member:
         planned, folder, solo = self.job.planned, self.job.folder, self.solo
         if solo.hosts > 1 and planned.data.pack > 1:
             raise ValueError(
                 f"Data.pack = {planned.data.pack} in {solo.hosts} processes: what waits to be packed differs between "
                 "them and could not be resumed; set Data.pack = 1"
             )
+        keep, plan = planned.keep, planned.plan
+        if planned.early_stopping is not None:  # which saves whenever it has seen nothing better
+            keep = dataclasses.replace(
+                keep, best=max(keep.best, 1), metric=planned.early_stopping.metric, lowest=True
+            )
+        elif keep.best and not 0 < math.lcm(plan.evaluate_every, plan.checkpoint_every) < planned.steps:
+            raise ValueError(
+                f"Keep.best = {keep.best}, but no checkpoint is both evaluated and saved before step {planned.steps}: "
+                f"set Plan.evaluate_every = {plan.evaluate_every} and Plan.checkpoint_every = {plan.checkpoint_every} "
+                "so that they meet"
+            )
         batches = self._text.training(
             planned.seed, host=solo.host, hosts=solo.hosts, workers=planned.plan.workers
         )
         stack.callback(batches.close)
-        keep = planned.keep
-        if planned.early_stopping is not None:
-            keep = dataclasses.replace(
-                keep, best=max(keep.best, 1), metric=planned.early_stopping.metric, lowest=True
-            )
         self._checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep, say=console.print))
         return loop.Member(
             title=self.job.title,
             folder=folder,
-            fresh=lambda: initial(jax.random.key(planned.seed), planned.numbers),
+            fresh=lambda: solo.initial(jax.random.key(planned.seed), planned.numbers),
             batches=batches,
             checkpoints=self._checkpoints,
-            evaluate=lambda params: self._score(params, "validation"),
+            evaluate=self._evaluated,
             prepare=None
             if planned.data.hard is None
             else lambda step, params: self._mine(step, params, batches),
@@ -223,8 +237,14 @@ class _Run:
                 raise outcome.error
             self._finish(outcome, timed=timed)
         except Exception as error:
-            self.error = error
-            self.status("failed", str(error))
+            with contextlib.suppress(CheckpointError):  # on leaving `Checkpoints` it would end the others
+                self._checkpoints.wait()
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Keep and write why there is no result."""
+        self.error = error
+        self.note("failed", error)
 
     def _finish(self, outcome: loop.Outcome, *, timed: bool) -> None:
         params = outcome.state.evaluated
@@ -246,13 +266,26 @@ class _Run:
             "metrics": {**metrics, **taken},
             "timing": timing if timed else dict.fromkeys(timing),
         }
-        _write(self.job.folder / "result.json", self.finished)
+        _write(self.job.folder / "result.json", _json(self.finished))
         self.status("done")
 
     def status(self, status: str, error: str | None = None) -> None:
         """Write `run.json`."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        _write(self.job.folder / "run.json", {"status": status, "time": now, "error": error, **self._record})
+        value = {"status": status, "time": now, "error": error, **self._record}
+        _write(self.job.folder / "run.json", _json(value))
+
+    def note(self, status: str, error: BaseException) -> None:
+        """Write how it ended, if that can be written: what it ended with is what has to be told."""
+        with contextlib.suppress(OSError, RunError):
+            self.status(status, str(error))
+
+    def _evaluated(self, params: Any) -> dict[str, float]:
+        """Measures of the validation split, by which early stopping or `Keep` ranks the checkpoints."""
+        scores, keep = self._score(params, "validation"), self.job.planned.keep
+        if keep.best and self.job.planned.early_stopping is None and keep.metric not in scores:
+            raise ValueError(f"Keep.metric = {keep.metric!r}: expected one of {sorted(scores)}")
+        return scores
 
     def _score(self, params: Any, split: str) -> dict[str, float]:
         """Measures of a split and, of a mixture, of each part of it; those of validation are named so."""
@@ -320,7 +353,7 @@ def _peak_flops(planned: Experiment) -> float | None:
     """FLOP/s that all devices could do in the dtype of the model's products."""
     device = jax.devices()[0]
     if device.platform == "cpu":
-        return hardware.measured_roof()
+        return hardware.measured_roof() * jax.process_count()  # its own devices share the cores
     dtype = stacks(planned.model)[0].dtype
     # float32 products are rounded to what `matmul_precision` names.
     peak = hardware.peak(device.device_kind, planned.matmul_precision if dtype == "float32" else dtype)
@@ -346,18 +379,34 @@ def _open(job: Job, key: str, fingerprint: str) -> Result | None:
                 f"run folder {folder} read data {known['data']['fingerprint'][:12]}, but now the corpus or the weights "
                 f"are {fingerprint[:12]}; choose another --run_dir or remove the folder"
             )
-    (folder / "config.gin").write_text(config)
+    _write(folder / "config.gin", config)
     result = folder / "result.json"
     return json.loads(result.read_text()) if result.exists() else None
 
 
-def _write(path: Path, value: Result) -> None:
-    """Write JSON so that a reader sees all of it or nothing; of several processes the first one writes."""
+def _json(value: Result) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or what was there before; of several processes the first one
+    writes.
+
+    Raises:
+      RunError: it cannot be written.
+    """
     if jax.process_index():
         return
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RunError(
+            f"cannot write {path}: {error.strerror}; make room there, or make it writable, and the same command goes on"
+        ) from error
 
 
 def _commit() -> Result:

@@ -5,12 +5,13 @@ made and sent to them, and nothing waits for a number before a line of the log n
 """
 
 import collections
+import contextlib
 import dataclasses
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from research.batch import Batch
 from research.training.checkpoints import Checkpoints
 from research.training.ensemble import Engine
 from research.training.meters import SPIKES, Clock, Metrics, Profiler
-from research.training.step import TrainState
+from research.training.step import AHEAD, TrainState
 from research.training.stopping import EarlyStopping, Watch
 
 
 class Interrupted(Exception):
-    """The run was stopped by Ctrl-C or SIGTERM and saved its state."""
+    """The run was stopped by Ctrl-C or SIGTERM; what is said is from where it goes on."""
 
 
 class Diverged(Exception):
@@ -130,7 +131,7 @@ def run(
     A member that diverges, fails or stops early freezes; the others go on.
 
     Raises:
-      Interrupted: on Ctrl-C or SIGTERM, after saving.
+      Interrupted: on Ctrl-C or SIGTERM, after saving; on a second Ctrl-C, or one in several processes, at once.
     """
     runs = [_Run(member, steps, console) for member in members]
     group = engine.join([run.start() for run in runs])
@@ -150,16 +151,17 @@ def run(
         """Hand every run the losses of the steps since the last time; the one place that waits for the devices."""
         for losses, finite, taken in jax.device_get(pending):
             for index in np.flatnonzero(taken):
-                runs[index].lost(int(taken[index]), float(losses[index]), bool(finite[index]))
+                run = runs[index]
+                run.attempt(run.lost, int(taken[index]), float(losses[index]), bool(finite[index]))
         pending.clear()
 
-    def save(index: int, **scores: float) -> None:
+    def save(index: int) -> None:
         settle()
         if runs[index].error is None:
-            runs[index].attempt(runs[index].save, engine.member(group, index), scores)
+            runs[index].attempt(runs[index].save, engine.member(group, index))
         clock.restart()
 
-    with _Stop() as stop, profiler, _progress(console) as progress:
+    with _at_once(runs), _Stop() as stop, profiler, _progress(console) as progress:
         task = progress.add_task(
             members[0].title if len(runs) == 1 else f"{len(runs)} runs",
             total=steps,
@@ -178,6 +180,8 @@ def run(
             pending.append(
                 (metrics["loss"], metrics.pop("finite"), np.where(running, [run.done for run in runs], 0))
             )
+            if len(pending) > AHEAD:  # as in an evaluation, no more steps than that are under way
+                jax.block_until_ready(pending[-1 - AHEAD])
             profiler.after(moving[0].done, group)
             batches = take()  # while the devices work
             logged = [i for i, run in enumerate(runs) if running[i] and run.due(plan.log_every, last=True)]
@@ -187,7 +191,7 @@ def run(
                 clock.lap()
                 for index in logged:
                     own = {name: float(value[index]) for name, value in values.items()}
-                    runs[index].report(own, clock.speed(work.peak))
+                    runs[index].attempt(runs[index].report, own, clock.speed(work.peak))
                 progress.update(
                     task, completed=min(run.done for run in moving), note=_note(values["loss"], clock)
                 )
@@ -198,15 +202,11 @@ def run(
                 if not (running[index] and (scores_now or saves_now)):
                     continue
                 settle()
+                better = False
                 if scores_now and run.error is None:
-                    scored = run.attempt(run.score, engine.member(group, index).evaluated)
+                    better = run.attempt(run.score, engine.member(group, index).evaluated)
                     clock.restart()
-                    better, scores = scored or (False, {})
-                    if better:
-                        save(index, **scores)
-                    elif run.over:
-                        save(index)
-                if saves_now:
+                if better or run.over or saves_now:
                     save(index)
             if stop.asked or _preempted(members[0].checkpoints, moving[0].done):
                 for index in range(len(runs)):
@@ -233,6 +233,7 @@ class _Run:
         self.batch: Any = None
         self.error: Exception | None = None
         self._position: Any = None
+        self._scored: tuple[int, dict[str, float]] = (0, {})  # a step, and what its checkpoint is ranked by
         self._watch = None if member.stopping is None else Watch(member.stopping)
         self._losses: collections.deque[float] = collections.deque(maxlen=SPIKES.window)
 
@@ -289,16 +290,17 @@ class _Run:
         return bool(every and self.done % every == 0) or (last and self.done == self._steps)
 
     def lost(self, step: int, loss: float, finite: bool) -> None:
-        """Note a step's loss, and say so if it stands out; one that is not finite, or whose gradient is not, ends the
-        run.
+        """Note a step's loss, and say so if it stands out.
+
+        Raises:
+          Diverged: the loss or its gradient is not finite.
         """
         if not finite:
             said = f"loss is {loss}" + (", its gradient is not finite" if math.isfinite(loss) else "")
-            self.error = self.error or Diverged(
+            raise Diverged(
                 f"{self.member.title} step {step}: {said}; newest checkpoint: step "
                 f"{self.member.checkpoints.latest} in {self.member.folder}; lower Optimizer.learning_rate"
             )
-            return
         usual = SPIKES.usual(self._losses)
         if usual is not None and loss > usual:
             self._console.print(
@@ -311,20 +313,23 @@ class _Run:
         """A line of the log."""
         self._log.write(step=self.done, **speed, **metrics)
 
-    def score(self, params: Any) -> tuple[bool, dict[str, float]]:
-        """Evaluate; whether early stopping has seen nothing better, and the scores."""
+    def score(self, params: Any) -> bool:
+        """Evaluate; whether early stopping has seen nothing better."""
         scores = self.member.evaluate(params)
         self._log.write(step=self.done, **scores)
-        if self._watch is None or not self.due(self.stops_every):
-            return False, scores
-        return self._watch.see(self.done, scores), scores
+        watch = self._watch
+        better = watch is not None and self.due(self.stops_every) and watch.see(self.done, scores)
+        if watch is None or watch.ranks(self.done, scores):
+            self._scored = self.done, scores
+        return better
 
-    def save(self, state: TrainState, scores: dict[str, float]) -> None:
+    def save(self, state: TrainState) -> None:
         """Save the state and where everything beside it stands."""
         assert int(state.step) == self.done, (int(state.step), self.done)
         watch = None if self._watch is None else self._watch.get_state()
         data = {"batches": self._position, "losses": list(self._losses), "watch": watch}
-        self.member.checkpoints.save(state, data, scores or None)
+        step, scores = self._scored
+        self.member.checkpoints.save(state, data, scores if step == self.done else None)
 
     def best(self, state: TrainState) -> TrainState:
         """The state that counts: the last, or early stopping's choice."""
@@ -357,13 +362,31 @@ class _Stop:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def _at_once(runs: Sequence["_Run"]) -> Generator[None]:
+    """Ctrl-C that nothing else takes saves nothing."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = min(run.member.checkpoints.latest or 0 for run in runs)
+        raise Interrupted(
+            f"{runs[0].member.title} stopped at once; the same command goes on from "
+            + (
+                f"step {saved}, the newest that is saved"
+                if saved
+                else "the beginning, since nothing is saved"
+            )
+        ) from None
+
+
 def _preempted(checkpoints: Checkpoints, step: int) -> bool:
     return jax.process_count() > 1 and checkpoints.reached_preemption(step)
 
 
 def _note(losses: np.ndarray, clock: Clock) -> str:
     speed = clock.speed(None)["tokens_per_second"]
-    return f"loss {np.nanmin(losses):.3f}" + ("" if speed is None else f"  {speed:,.0f} tokens/s")
+    least = np.fmin.reduce(losses)  # of those that are numbers, and without a warning where none is
+    return f"loss {least:.3f}" + ("" if speed is None else f"  {speed:,.0f} tokens/s")
 
 
 def _progress(console: Console) -> Progress:

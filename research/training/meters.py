@@ -1,11 +1,13 @@
 """What a loop measures and writes down: the log, speed, spikes of the loss, profiles."""
 
 import dataclasses
+import itertools
 import json
 import math
+import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +38,37 @@ class Metrics:
     """`metrics.jsonl`: one JSON object a line, in order of steps; of several processes the first one writes it."""
 
     def __init__(self, path: Path, *, first: int):
-        """Lines after step `first`, which a killed run wrote beyond its last checkpoint, are dropped."""
+        """Lines after step `first`, which a killed run wrote beyond its last checkpoint, are cut off; those before are
+        not written again, for which a full disk may have no room.
+        """
         self._path, self._writes = path, jax.process_index() == 0
-        if self._writes:
-            kept = [line for line in self._lines() if json.loads(line)["step"] <= first]
-            path.write_text("".join(kept))
-
-    def _lines(self) -> Iterator[str]:
-        if self._path.exists():
-            # A line that a kill cut short is the last one and has no newline.
-            yield from (line for line in self._path.read_text().splitlines(True) if line.endswith("\n"))
+        if self._writes and path.exists():
+            # A line that a kill or a full disk cut short is the last one and has no newline.
+            kept = itertools.takewhile(
+                lambda line: line.endswith(b"\n") and json.loads(line)["step"] <= first,
+                path.read_bytes().splitlines(keepends=True),
+            )
+            os.truncate(path, sum(map(len, kept)))
 
     def write(self, **values: Any) -> None:
-        """Append one line; a number that is not finite becomes null, since JSON has none."""
+        """Append one line; a number that is not finite becomes null, since JSON has none.
+
+        Raises:
+          OSError: it cannot be written; one line, with the file and the cause.
+        """
         if self._writes:
             known = {
                 name: None if isinstance(value, float) and not math.isfinite(value) else value
                 for name, value in values.items()
             }
-            with self._path.open("a") as file:
-                file.write(json.dumps(known, allow_nan=False) + "\n")
+            try:
+                with self._path.open("a") as file:
+                    file.write(json.dumps(known, allow_nan=False) + "\n")
+            except OSError as error:
+                raise OSError(
+                    f"cannot write {self._path}: {error.strerror}; make room there, or make it writable, and the same "
+                    "command goes on from the last checkpoint"
+                ) from error
 
 
 class Clock:

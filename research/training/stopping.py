@@ -1,6 +1,7 @@
 """Early stopping."""
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Watch:
     since: int = 0
 
     def see(self, step: int, scores: dict[str, float]) -> bool:
-        """Take note of an evaluation; whether it is the best so far.
+        """Take note of an evaluation; whether it is the best so far, which one that is not finite never is.
 
         Raises:
           ValueError: it has no such metric.
@@ -44,12 +45,19 @@ class Watch:
         if self.rule.metric not in scores:
             raise ValueError(f"EarlyStopping.metric = {self.rule.metric!r}: expected one of {sorted(scores)}")
         value = scores[self.rule.metric]
-        better = self.best is None or value < self.best - self.rule.least
+        better = math.isfinite(value) and (self.best is None or value < self.best - self.rule.least)
         if better:
             self.best, self.step, self.since = value, step, 0
         else:
             self.since += 1
         return better
+
+    def ranks(self, step: int, scores: dict[str, float]) -> bool:
+        """Whether a checkpoint of now may be ranked by these scores: not where it would take the place of the best's,
+        because the gain was too small to count or the evaluation was not for the watch to see.
+        """
+        value = scores.get(self.rule.metric, math.nan)
+        return step == self.step or (self.best is not None and value > self.best)
 
     @property
     def over(self) -> bool:

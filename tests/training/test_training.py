@@ -1,5 +1,6 @@
 """Steps, optimizers, losses, and a run that is killed."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from test_checkpoints import mounted
 
 from experiments import configs
 from research.attention.masks import Slots
@@ -116,34 +118,66 @@ def test_evaluation_ignores_padding_batches_and_refuses_to_report_on_nothing():
         functions.evaluate(params, [empty])
 
 
-def run(folder, *, seed=0, wait=True):
-    """Train for 60 steps on the standard library, in a process of its own."""
+CORPORA = {
+    "files": "pipeline.Data.corpus = @local.TextFiles()\nlocal.TextFiles.pattern = '{}/old/*.txt'\n",
+    "mixture": (
+        "pipeline.Data.corpus = @mixing.Mixture()\n"
+        "mixing.Mixture.parts = (@new/mixing.Part(), @old/mixing.Part())\n"
+        "new/mixing.Part.corpus = @new/local.TextFiles()\n"
+        "new/local.TextFiles.pattern = '{}/new/*.txt'\n"
+        "new/mixing.Part.name = 'new'\n"
+        "old/mixing.Part.corpus = @old/local.TextFiles()\n"
+        "old/local.TextFiles.pattern = '{}/old/*.txt'\n"
+        "old/mixing.Part.name = 'old'\n"
+        "old/mixing.Part.weight = 0.3\n"
+        "new/mixing.Part.weight = 0.7\n"
+    ),
+}
+
+
+def run(folder, *bindings, texts=None, corpus="files", wait=True):
+    """Train for 600 steps on a few files, in a process of its own."""
+    texts = texts or folder.parent
+    for number, name in enumerate(["old", "new"] * 40):
+        (texts / name).mkdir(exist_ok=True)
+        words = np.random.default_rng(number).choice(["red", "green", "blue", "one", "two", "three"], 150)
+        (texts / name / f"{number}.txt").write_text(" ".join(words))
+    (texts / "files.gin").write_text(
+        "from __gin__ import dynamic_registration\n"
+        "from experiments import experiment\n"
+        "from research.data import local\n"
+        + ("from research.data import mixing\n" if corpus == "mixture" else "")
+        + "from research.data import pipeline\n"
+        "from research.models import config\n"
+        "from research.training import loop\n"
+        + CORPORA[corpus].replace("{}", str(texts))
+        + "pipeline.Data.held_out = 16\n"
+        "pipeline.Data.batch = 4\n"
+        "pipeline.Data.window = 64\n"
+        "config.StackConfig.dropout = 0.1\n"
+        "experiment.train.steps = 600\n"
+        "loop.Plan.checkpoint_every = 50\n"
+        "loop.Plan.log_every = 25\n"
+        "loop.Plan.evaluate_every = 300\n"
+    )
     words = [
         *(sys.executable, "-m", "experiments.train", f"--run_dir={folder}"),
         *("--gin_file=configs/architecture/prefix_lm.gin", "--gin_file=configs/scale/smoke.gin"),
-        *(f"--gin_file={folder.parent / 'library.gin'}", f"--gin_param=train.seed={seed}"),
+        *(f"--gin_file={texts / 'files.gin'}", *(f"--gin_param={binding}" for binding in bindings)),
     ]
-    (folder.parent / "library.gin").write_text(
-        "from __gin__ import dynamic_registration\n"
-        "from experiments import experiment\n"
-        "from research.data import corpora\n"
-        "from research.data import pipeline\n"
-        "from research.models import config\n"
-        "from research.training import loop\n"
-        "pipeline.Data.corpus = @corpora.StandardLibrary()\n"
-        "pipeline.Data.held_out = 16\n"
-        "pipeline.Data.batch = 4\n"
-        "config.StackConfig.dropout = 0.1\n"
-        "experiment.train.steps = 60\n"
-        "loop.Plan.checkpoint_every = 20\n"
-        "loop.Plan.log_every = 5\n"
-        "loop.Plan.evaluate_every = 30\n"
-    )
     process = subprocess.Popen(words, cwd=configs.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if wait:
         out, _ = process.communicate(timeout=240)
         return process.returncode, out.decode()
     return process
+
+
+def reached(process, path):
+    """Wait until the run has written it."""
+    deadline = time.monotonic() + 200
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert path.exists()
 
 
 def lines(folder):
@@ -152,30 +186,78 @@ def lines(folder):
     return [{name: value for name, value in line.items() if name not in timed} for line in read]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=SLOW)])
-def test_a_run_that_is_stopped_and_resumed_equals_one_that_is_not(tmp_path, number):
-    code, said = run(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("number", "corpus"),
+    [
+        (signal.SIGKILL, "files"),
+        pytest.param(signal.SIGTERM, "files", marks=SLOW),
+        pytest.param(signal.SIGKILL, "mixture", marks=SLOW),
+    ],
+)
+def test_a_run_that_is_stopped_and_resumed_equals_one_that_is_not(tmp_path, number, corpus):
+    code, said = run(tmp_path / "whole", corpus=corpus)
     assert code == 0, said
-    assert [line["step"] for line in lines(tmp_path / "whole") if "validation_loss" in line] == [30]
-    process = run(tmp_path / "stopped", wait=False)
-    saved = tmp_path / "stopped" / "checkpoints" / "20"
-    deadline = time.monotonic() + 200
-    while not saved.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    whole = lines(tmp_path / "whole")
+    assert [line["step"] for line in whole if "validation_loss" in line] == [300]
+    assert ("validation_new_loss" in whole[12]) == (corpus == "mixture")
+    process = run(tmp_path / "stopped", corpus=corpus, wait=False)
+    reached(process, tmp_path / "stopped" / "checkpoints" / "50")
     os.kill(process.pid, number)
-    process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=60)
+    assert not (tmp_path / "stopped" / "result.json").exists()
+    status = json.loads((tmp_path / "stopped" / "run.json").read_text())["status"]
     if number == signal.SIGTERM:
-        assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] in (
-            "interrupted",
-            "done",
-        )
-    code, said = run(tmp_path / "stopped")
+        assert (process.returncode, status) == (130, "interrupted")
+        assert b"the same command goes on from there" in said
+    else:
+        assert (process.returncode, status) == (-signal.SIGKILL, "running")
+    code, said = run(tmp_path / "stopped", corpus=corpus)
     assert code == 0, said
-    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+    assert "resumed at step" in said
+    assert lines(tmp_path / "stopped") == whole
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "stopped")]
     assert results[0]["metrics"] == results[1]["metrics"]
 
-    code, said = run(tmp_path / "stopped", seed=1)
+    code, said = run(tmp_path / "stopped", "train.seed=1", corpus=corpus)
     assert code == 1
     assert "holds another experiment" in said.splitlines()[-1]
     assert "seed = 1" in said.splitlines()[-1]
+
+
+@SLOW
+def test_a_full_disk_ends_a_run_in_one_line_and_loses_nothing_that_was_written(tmp_path):
+    """The disk is full from a step on, then at a start, then there is room."""
+
+    def failed(code, said):
+        assert code == 1, said
+        (line,) = [line for line in said.splitlines() if line.startswith("error")]
+        assert line.startswith(f"error: cannot {'save step' if 'save step' in line else f'write {folder}'}")
+        assert "No space left on device" in line
+        assert "make room there" in line
+        assert str(folder) in line
+        assert "Traceback" not in said
+        assert not list(folder.glob("*.tmp"))
+        for path, content in written.items():
+            assert path.read_bytes().startswith(content)
+
+    with mounted(tmp_path / "disk", "size=8m") as disk:
+        folder = disk / "run"
+        process = run(folder, texts=tmp_path, wait=False)
+        reached(process, folder / "checkpoints" / "50")
+        process.send_signal(signal.SIGSTOP)
+        with (disk / "other").open("wb", buffering=0) as other, contextlib.suppress(OSError):
+            while True:
+                other.write(bytes(4096))
+        written = {folder / name: (folder / name).read_bytes() for name in ("config.gin", "metrics.jsonl")}
+        logged = lines(folder)
+        process.send_signal(signal.SIGCONT)
+        said, _ = process.communicate(timeout=100)
+        failed(process.returncode, said.decode())
+        failed(*run(folder, texts=tmp_path))
+        (disk / "other").unlink()
+        code, said = run(folder, texts=tmp_path)
+        assert code == 0, said
+        assert "resumed at step" in said
+        assert [line["step"] for line in lines(folder) if "loss" in line] == list(range(25, 601, 25))
+        assert lines(folder)[: len(logged)] == logged
+        assert json.loads((folder / "run.json").read_text())["status"] == "done"
