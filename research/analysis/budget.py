@@ -3,7 +3,7 @@
 *Model FLOPs* are the multiplications and additions of every matrix product times the trip counts of the scans
 around it. Attention counts as one operation of 2 (d + e) FLOPs for each visible (query, key) pair and head,
 whatever its backend computes. A training step is three forward passes (the backward pass has two products for
-each one of the forward); what it recomputes is not counted.
+each one of the forward); what it recomputes is not counted. A memory is counted full: see `Recurrent.full`.
 """
 
 import dataclasses
@@ -18,9 +18,12 @@ from jax.extend import core
 
 from research.analysis.program import scanned
 from research.attention.masks import Mask, Slots, visible_pairs
+from research.attention.memory import Layer, Reading
+from research.attention.recurrence import Recurrence, Recurrent, RecurrentReader
 from research.batch import Batch
 from research.models.config import StackConfig
-from research.models.families import FamilyConfig
+from research.models.encoder_decoder import EncoderDecoder
+from research.models.families import FamilyConfig, Model
 
 BACKWARD = 2  # FLOPs of a backward pass in forward passes
 
@@ -69,9 +72,7 @@ def count(config: FamilyConfig, *, vocab: int, batches: Sequence[Batch]) -> Budg
     forward, pairs = [], []
     for batch in batches:
         recorder.calls.clear()
-        # The batch is closed over, not traced: so the slots that reach `attend` are values.
-        trace = jax.make_jaxpr(lambda model, batch=batch: model(batch))(model)
-        products, calls = _count(getattr(trace, "jaxpr", trace))
+        products, calls = _count(_forward(model, batch))
         pairs.append(sum(times * recorder.calls[i].flops() for i, times in calls.items()))
         forward.append(products + pairs[-1])
     flops = float(np.mean(forward))
@@ -83,6 +84,49 @@ def count(config: FamilyConfig, *, vocab: int, batches: Sequence[Batch]) -> Budg
         tokens=float(np.mean([tokens_read(batch) for batch in batches])),
         loss_tokens=float(np.mean([batch.weights.sum() for batch in batches])),
     )
+
+
+def _forward(model: Model, batch: Batch) -> Any:
+    """The jaxpr of a forward pass. The batch is closed over, not traced, and what follows from it is computed at once:
+    so the slots that reach `attend` are values. A memory is full, as it is at a later step of the stream.
+    """
+    stack = model.decoder if isinstance(model, EncoderDecoder) else model.stack
+    config, memory = stack.config, stack.config.memory
+    held = None
+    if memory is not None:
+        rows, n = batch.labels.shape
+        counts, dtype = stack.counts(), config.compute_dtype
+        held = jax.eval_shape(lambda: memory.empty(rows, config.width, counts, dtype))
+        target, steps = batch.target, -(-memory.reach // n)
+        slots = dataclasses.replace(target.slots, position=target.slots.position + steps * n)
+        batch = dataclasses.replace(batch, target=dataclasses.replace(target, slots=slots))
+
+    def forward(model: Model, states: Any) -> jax.Array:
+        with jax.ensure_compile_time_eval():
+            carry = None if held is None else _Full(held.slots, states, held.spec)
+            return model.logits(model.apply(batch, carry=carry).hidden)
+
+    trace = jax.make_jaxpr(forward)(model, held and held.layers)
+    return getattr(trace, "jaxpr", trace)
+
+
+class _Full(Recurrence):
+    """A full memory."""
+
+    def reader(self, slots: Slots) -> RecurrentReader:
+        return _Reader(slots, self.spec)
+
+
+class _Reader(RecurrentReader):
+    """Reads a full memory. A scan over the layers would trace the slots that they hold; here they are values."""
+
+    def __init__(self, queries: Slots, spec: Recurrent):
+        recent, self._older = spec.full(queries)
+        super().__init__(queries, recent, spec)
+
+    def read(self, state: Any, x: jax.Array, layer: Layer) -> Reading:
+        recent, older = state
+        return super().read((recent, older and (older[0], self._older)), x, layer)
 
 
 def tokens_read(batch: Batch) -> int:

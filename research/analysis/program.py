@@ -36,6 +36,7 @@ _PRIMITIVES = {
     "product": "dot_general",
 }
 KINDS = {name: kind for kind, names in _PRIMITIVES.items() for name in names.split()}
+BARRIER = "optimization_barrier"  # nothing is fused across it
 LANES = 128  # of a TPU's vectors, which the last axis of an array fills
 PURE = ("cheap", "costly", "reduction", "product")
 
@@ -89,12 +90,15 @@ class Value:
         return [self.maker.reads[self.maker.makes.index(self)]]
 
     def read_by(self, ends: set["Value"]) -> tuple[set["Node"], bool]:
-        """The operations that read it or a view of it, and whether one of these is among the `ends`."""
+        """The operations that read it or a view of it, and whether one of these is stored: it is among the `ends`, or
+        behind a barrier.
+        """
         readers, is_end = set(), self in ends
         for node in self.readers:
             if node.kind != "view":
                 readers.add(node)
                 continue
+            is_end = is_end or node.name == BARRIER
             for read, view in zip(node.reads, node.makes, strict=False):
                 if read is self:
                     others, end = view.read_by(ends)
@@ -211,11 +215,10 @@ class Graph:
             return self.add(name, "loop", reads, avals, bodies=bodies, inside=len(avals))
         inner = params.get("jaxpr", params.get("call_jaxpr"))
         if inner is not None and name != "pallas_call":
-            if params.get("prevent_cse") and params.get(
-                "differentiated"
-            ):  # computed again: equal, not the same
+            again = params.get("prevent_cse") and params.get("differentiated")  # equal, not the same
+            if again and self.platform != "cpu":  # XLA:CPU heeds no barrier
                 barrier = zip(reads, eqn.invars, strict=True)
-                reads = [self.add("barrier", "view", [read], [var.aval])[0] for read, var in barrier]
+                reads = [self.add(BARRIER, "view", [read], [var.aval])[0] for read, var in barrier]
             return self.run(inner, reads)
         if name == "dot_general" and self.platform == "cpu":
             reads = self._row_major(eqn, reads)

@@ -137,6 +137,12 @@ class Recurrent:
                 f"Recurrent.length = {self.length}: expected at least 1; no memory is memory = None"
             )
 
+    @property
+    def reach(self) -> int:
+        """Tokens before a segment that a full memory stands for."""
+        older = self.compression
+        return self.length + (0 if older is None else older.length * older.rate)
+
     def refuses(self, mask: Mask) -> str | None:
         """Why reading token by token would not equal reading segment by segment under `mask`, or None."""
         if self.compression is not None:
@@ -163,6 +169,24 @@ class Recurrent:
             return recent, (jnp.zeros((*shape, width), dtype), nothing)
 
         return Recurrence(_nothing((rows, self.length)), [state(count) for count in layers], self)
+
+    def full(self, slots: Slots) -> tuple[Slots, Slots | None]:
+        """Slots of the recent and of the compressed states before the segment at `slots`, where each row's first
+        document began long ago. What `MostUsed` keeps no slots can tell: it stands as one state of each window.
+        """
+
+        def before(count: int, rate: int, last: Any) -> Slots:
+            position = last - rate * np.arange(count - 1, -1, -1, dtype=np.int32)
+            segment = np.broadcast_to(slots.segment[..., :1], position.shape)
+            return Slots(position, segment, np.zeros(position.shape, bool))
+
+        last, older = slots.position[..., :1] - 1, self.compression
+        recent = before(self.length, 1, last)
+        if older is None:
+            return recent, None
+        compressed = before(older.length, older.rate, last - self.length)
+        away = np.full((*compressed.position.shape, 1), (1 - older.rate) / 2, np.float32)
+        return recent, dataclasses.replace(compressed, coords=away)
 
 
 @jax.tree_util.register_dataclass

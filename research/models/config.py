@@ -53,7 +53,7 @@ class StackConfig:
       sinks: a learned attention sink for each head.
       dtype: of the computation; parameters are float32.
       remat: what the backward pass recomputes: "none", "dots" (keeps products without batch dimensions) or "full".
-      unroll: scan steps unrolled at a time; faster on a CPU, slower to compile.
+      unroll: scan steps unrolled at a time, where remat is "none"; faster on a CPU, slower to compile.
       backend: of attention; see `research.attention.core`.
     """
 

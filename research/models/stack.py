@@ -85,8 +85,12 @@ class Stack(nnx.Module):
             x = positions.embed(x, slots)
         x = dropped(x, config.dropout, None if key is None else child(key, "input"))
 
+        # Outside of a loop XLA would merge what the backward pass computes again with what it was computed from, and
+        # so keep it. There XLA:CPU heeds no barrier either: so nothing is unrolled, and the layers are a real loop.
+        unroll = min(config.unroll, whole) if config.remat == "none" else 1
+
         def run(
-            x: Array, block: Block, state: Any, spec: BlockSpec, layer: Array | int
+            x: Array, block: Block, state: Any, spec: BlockSpec, layer: Array | int, prevent_cse: bool
         ) -> tuple[Array, Left]:
             def call(x: Array, block: Block, state: Any) -> tuple[Array, Left]:
                 return block(
@@ -100,14 +104,14 @@ class Stack(nnx.Module):
                 )
 
             if config.remat != "none":
-                call = jax.checkpoint(call, prevent_cse=False, policy=POLICIES[config.remat])  # ty: ignore[invalid-assignment]
+                call = jax.checkpoint(call, prevent_cse=prevent_cse, policy=POLICIES[config.remat])  # ty: ignore[invalid-assignment]
             return call(x, block, state)
 
         def repeat(x: Array, step: tuple[list[Block], list[Any], Array]) -> tuple[Array, list[Left]]:
             blocks, held, index = step
             left = []
             for place, (block, state, spec) in enumerate(zip(blocks, held, config.pattern, strict=True)):
-                x, leaves = run(x, block, state, spec, index * period + place)
+                x, leaves = run(x, block, state, spec, index * period + place, prevent_cse=whole == 1)
                 left.append(leaves)
             return x, left
 
@@ -117,10 +121,10 @@ class Stack(nnx.Module):
         if whole:
             scanned = [_rows(part, slice(whole)) for part in (self.blocks, held)]
             steps = (list(scanned[0]), scanned[1], jnp.arange(whole))
-            x, left = jax.lax.scan(repeat, x, steps, unroll=min(config.unroll, whole))
+            x, left = jax.lax.scan(repeat, x, steps, unroll=unroll)
         for place in range(tail):
             last = _rows((self.blocks[place], held[place]), whole)
-            x, leaves = run(x, *last, config.pattern[place], whole * period + place)
+            x, leaves = run(x, *last, config.pattern[place], whole * period + place, prevent_cse=True)
             leaves = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], leaves)
             joined = lambda a, b: jnp.concatenate([a, b])  # noqa: E731
             left[place:] = [

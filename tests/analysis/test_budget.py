@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from research.analysis import budget
-from research.attention.masks import Causal, Full, Prefix, Slots, Window
+from research.attention.masks import Causal, Full, Prefix, Sinks, Slots, Window
+from research.attention.recurrence import Convolution, MeanPooling, Recurrent
 from research.batch import Batch, Tokens
 from research.models.config import BlockSpec, StackConfig
 from research.models.families import DecoderConfig, EncoderDecoderConfig
@@ -65,6 +67,86 @@ def test_an_encoder_decoder_by_hand():
     pairs = 6 * 6 + N * 6 + N * (N + 1) // 2
     assert counted.forward_flops == expected + L * B * pairs * 4 * M
     assert counted.tokens == B * (N + 6)
+
+
+def remembered(tokens, pairs):
+    """Forward FLOPs where keys and values are made of `tokens` states and each row shows `pairs`."""
+    keys = 2 * M * (M // 2)
+    return products() + L * B * (2 * (tokens - N) * keys + pairs * 4 * M)
+
+
+RECENT, OLD, RATE = 4, 3, 5
+
+
+@pytest.mark.parametrize("unroll", [1, 3])
+@pytest.mark.parametrize(
+    ("mask", "pairs"),
+    [
+        (Causal(), 55 + N * RECENT),
+        (Window(5), N * 5),
+        (Window(8), sum(min(8, i + 1 + RECENT) for i in range(N))),
+    ],
+)
+def test_a_memory_is_full_and_counts_by_what_the_mask_shows_of_it(mask, pairs, unroll):
+    stack = dataclasses.replace(STACK, memory=Recurrent(length=RECENT), unroll=unroll)
+    counted = count(DecoderConfig(stack=stack, mask=mask), batch())
+    assert counted.forward_flops == remembered(N + RECENT, pairs)
+    assert counted.attention_flops == L * B * pairs * 4 * M
+    assert counted.tokens == B * N
+
+
+def compressive(kind, mask=Causal()):  # noqa: B008
+    memory = Recurrent(length=RECENT, compression=kind(length=OLD, rate=RATE))
+    return count(DecoderConfig(stack=dataclasses.replace(STACK, memory=memory), mask=mask), batch())
+
+
+def test_a_compressed_memory_is_full_too():
+    tokens, pairs = N + RECENT + OLD, 55 + N * (RECENT + OLD)
+    assert compressive(MeanPooling).forward_flops == remembered(tokens, pairs)
+    # Compressed slots stand at -5, -10 and -15, and Window(12) sees 12 positions.
+    older = sum(q + distance < 12 for q in range(N) for distance in (5, 10, 15))
+    recent = sum(min(12, q + 1 + RECENT) for q in range(N))
+    assert compressive(MeanPooling, Window(12)).forward_flops == remembered(tokens, older + recent)
+
+
+def test_a_compression_that_learns_costs_its_products_and_its_reconstruction():
+    """What the queries read, projected, from N states that leave and from the N / RATE that they become."""
+    read = N + N // RATE
+    made = 2 * N * M * M + 2 * read * 2 * M * (M // 2) + 2 * (2 * N * M * M)
+    plain = compressive(MeanPooling).forward_flops
+    learned = compressive(Convolution).forward_flops
+    assert learned - plain == L * B * (made + N * read * 4 * M)
+
+
+def test_a_memory_is_hidden_from_the_second_document_of_a_row():
+    config = DecoderConfig(stack=dataclasses.replace(STACK, memory=Recurrent(length=RECENT)))
+    one = batch()
+    slots = dataclasses.replace(one.target.slots, segment=np.repeat([[1] * 6 + [2] * 4], B, 0))
+    two = dataclasses.replace(one, target=dataclasses.replace(one.target, slots=slots))
+    assert count(config, two).forward_flops == remembered(N + RECENT, 6 * 7 // 2 + 6 * RECENT + 4 * 5 // 2)
+
+
+def test_a_memory_has_no_sinks_of_the_beginning_of_its_stream():
+    config = DecoderConfig(
+        stack=dataclasses.replace(STACK, memory=Recurrent(length=RECENT)),
+        mask=Causal() & (Sinks(2) | Window(3)),
+    )
+    assert count(config, batch()).forward_flops == remembered(N + RECENT, N * 3)
+
+
+def test_the_slots_of_a_full_memory_are_those_that_a_stream_leaves():
+    memory = Recurrent(length=RECENT, compression=MeanPooling(length=OLD, rate=RATE))
+    model = DecoderConfig(stack=dataclasses.replace(STACK, memory=memory)).build(
+        vocab=V, key=jax.random.key(0)
+    )
+    carry, steps = None, 3
+    for step in range(steps):
+        here = Slots.arange(N, (B,), start=step * N)
+        carry = model.apply(dataclasses.replace(batch(), target=Tokens(line().ids, here)), carry=carry).carry
+    recent, older = memory.full(Slots.arange(N, (B,), start=steps * N))
+    found = carry.slots, jax.tree.map(lambda leaf: leaf[0], carry.layers[0][1][1])
+    for ours, theirs in zip(jax.tree.leaves((recent, older)), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_batches_are_averaged():

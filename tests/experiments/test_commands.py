@@ -1,6 +1,8 @@
 """The command lines, run as a user runs them, and the documents that show what they printed."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -133,6 +135,39 @@ def test_a_dry_run_shows_config_shapes_parameters_and_text():
     assert code == 0
     for part in ("experiment.train.steps = 80", "embedding/table", "119,104 parameters", "target: <bos>"):
         assert part in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "compression",
+    [(), ("Recurrent.compression=@Convolution()", "Convolution.length=6", "Convolution.rate=4")],
+)
+def test_a_memory_is_counted_trained_and_resumed(tmp_path, compression):
+    words = [
+        *("configs/architecture/causal_lm.gin", "configs/scale/smoke.gin", "tests/experiments/library.gin"),
+        *("StackConfig.memory=@Recurrent()", "Recurrent.length=8", *compression),
+        *("StackConfig.positions=@Relative()", "DecoderConfig.mask=@Window()", "Window.w=9"),
+        *("Data.layout=@Stream()", "Data.evaluation=None", "Data.window=24", "Data.batch=4"),
+        *("Data.held_out=16", "StackConfig.width=16", "train.steps=4", "Plan.checkpoint_every=2"),
+    ]
+    words = [f"--gin_{'param' if '=' in word else 'file'}={word}" for word in words]
+    for name, said in (("train", "TFLOP"), ("budget", "attention, by visible pairs")):
+        code, out, wrong = command(f"experiments.{name}", *words, *["--dry_run"] * (name == "train"))
+        assert code == 0, wrong
+        assert said in out
+
+    words = ["experiments.train", *words, f"--run_dir={tmp_path}"]
+    code, _, wrong = command(*words)
+    assert code == 0, wrong
+    result = tmp_path / "result.json"
+    whole = json.loads(result.read_text())
+    result.unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / "4")  # as if it had been killed after step 2
+    code, out, wrong = command(*words)
+    assert code == 0, wrong
+    assert "resumed at step 2" in out
+    again = json.loads(result.read_text())
+    assert (again["metrics"], again["budget"]) == (whole["metrics"], whole["budget"])
 
 
 def test_a_mistake_is_one_line_on_stderr_and_no_traceback():
