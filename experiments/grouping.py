@@ -1,5 +1,6 @@
 """How the cells of a study are run together: alone, as ensembles, or in processes; whichever is faster here."""
 
+import collections
 import concurrent.futures
 import contextlib
 import itertools
@@ -9,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import jax
@@ -23,6 +25,7 @@ from research.training.ensemble import Ensemble, Solo
 STEPS = 20  # that a probe times
 WARM = 3  # that it takes before, to compile
 WORTH_A_PROBE = 120.0  # seconds of work below which a probe would cost more than it saves
+PATIENCE = 60.0  # seconds in which a process that was told to stop saves
 SLOW = 5e10  # FLOP/s of two cores on a small model, to tell how long work is before any is timed
 
 
@@ -126,22 +129,59 @@ class Workers:
         try:
             return max(self._pool.map(_probe, turns, itertools.repeat(data_dir)))
         except Exception:  # the barrier is broken, a process may have died
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = self._begun()
+            self._renew()
             raise
+
+    def _renew(self) -> None:
+        """Other processes in place of these, which end when they are done or, told to stop, have saved."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.join(PATIENCE)
+            process.kill()
+        self._pool = self._begun()
 
     def each(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         """Every item as it is done, and what `work` made of it or the exception it raised.
 
+        A process that is killed, as the system does when memory runs out, takes the others with it. What was under way
+        in them is tried once more, each by itself: then there is more memory, and it is seen whose fault it was.
+
         Raises:
           loop.Interrupted: a worker was stopped.
         """
-        futures = {self._pool.submit(_unless_stopped, work, item): item for item in items}
-        for future in concurrent.futures.as_completed(futures):
-            error = future.exception()
-            if isinstance(error, loop.Interrupted) or not isinstance(error, Exception | None):
-                raise error
-            yield futures[future], future.result() if error is None else error
+        lost = []
+        for item, found in self._spread(work, items, self.count):
+            if isinstance(found, BrokenProcessPool):
+                lost.append(item)
+            else:
+                yield item, found
+        for item, found in self._spread(work, lost, 1):
+            if isinstance(found, BrokenProcessPool):
+                found = RuntimeError("its process was killed twice, also alone; is there memory for it?")
+            yield item, found
+
+    def _spread(
+        self, work: Callable[[Any], Any], items: Sequence[Any], width: int
+    ) -> Iterator[tuple[Any, Any]]:
+        """Every item as it is done, so many at a time; those that wait are not lost with a process that dies."""
+        waiting, running = collections.deque(items), {}
+        while waiting or running:
+            while waiting and len(running) < width:
+                item = waiting.popleft()
+                running[self._submit(work, item)] = item
+            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                error = future.exception()
+                if isinstance(error, loop.Interrupted) or not isinstance(error, Exception | None):
+                    raise error
+                yield running.pop(future), future.result() if error is None else error
+
+    def _submit(self, work: Callable[[Any], Any], item: Any) -> concurrent.futures.Future[Any]:
+        try:
+            return self._pool.submit(work, item)
+        except BrokenProcessPool:  # what was under way has been told
+            self._renew()
+            return self._pool.submit(work, item)
 
 
 def _begin(places: Any, barrier: Any) -> None:
@@ -161,18 +201,6 @@ def _begin(places: Any, barrier: Any) -> None:
 
 
 _together: Any = None
-_stopped: loop.Interrupted | None = None
-
-
-def _unless_stopped(work: Callable[[Any], Any], item: Any) -> Any:
-    """A worker that was told to stop does not begin with what waits for it already."""
-    global _stopped
-    if _stopped is None:
-        try:
-            return work(item)
-        except loop.Interrupted as stopped:
-            _stopped = stopped
-    raise _stopped
 
 
 def _probe(planned: Experiment, data_dir: str | None) -> float:

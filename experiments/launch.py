@@ -70,9 +70,19 @@ def run(cells: Sequence[Cell], *, timed: bool, console: Console) -> list[Outcome
     except Exception as error:
         return [error] * len(cells)
     return [
-        result if isinstance(result, Exception) else save(cell, result, timed=timed)
+        result if isinstance(result, Exception) else _saved(cell, result, timed=timed)
         for cell, result in zip(cells, found, strict=True)
     ]
+
+
+def _saved(cell: Cell, result: running.Result, *, timed: bool) -> Outcome:
+    try:
+        return save(cell, result, timed=timed)
+    except OSError as error:
+        return RuntimeError(
+            f"cannot write {cell.row}: {error.strerror}; make room there, or make it writable, and the same command "
+            "goes on"
+        )
 
 
 def save(cell: Cell, result: running.Result, *, timed: bool) -> float:

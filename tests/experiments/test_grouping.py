@@ -1,6 +1,10 @@
 """Which cells may train together, and how it is found out whether they should."""
 
 import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
 from threading import BrokenBarrierError
 
 import pytest
@@ -37,8 +41,11 @@ def test_seeds_and_numbers_share_a_program_and_masks_and_lengths_do_not(planned)
         changed(planned, model=causal.model),
         changed(planned, steps=7),
         changed(planned, matmul_precision="bfloat16"),
+        changed(
+            planned, plan=dataclasses.replace(planned.plan, evaluate_every=7)
+        ),  # the loop follows one plan
     ]
-    assert grouping.shapes(cells, None) == [[0, 1, 2], [3], [4], [5], [6]]
+    assert grouping.shapes(cells, None) == [[0, 1, 2], [3], [4], [5], [6], [7]]
 
 
 def test_what_depends_on_the_model_runs_alone(planned):
@@ -106,3 +113,36 @@ def test_the_fastest_way_is_chosen_by_trying_all(planned, capsys):
     assert chosen in ("alone", "ensemble", "processes")
     for way in ("alone", "ensemble", "processes"):
         assert f"{way} " in said
+
+
+def counted(item):
+    """Note that it was begun; some are killed, each time or until they run alone."""
+    folder, number, fate = item
+    others = [path for path in Path(folder).iterdir() if path.suffix == ".running"]
+    own = Path(folder) / f"{number}.running"
+    own.touch()
+    with (Path(folder) / f"{number}.begun").open("a") as file:
+        file.write("x")
+    if fate == "killed" or (fate == "crowded" and others):
+        for path in (own, *others):
+            path.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.5)
+    own.unlink(missing_ok=True)
+    return number
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_only_the_item_that_dies_alone_too(tmp_path):
+    """One runs out of memory wherever it runs, one where another runs beside it."""
+    fates = ["whole", "crowded", "whole", "killed", "whole", "whole"]
+    items = [(str(tmp_path), number, fate) for number, fate in enumerate(fates)]
+    with grouping.Workers(2) as workers:
+        found = {number: made for (_, number, _), made in workers.each(counted, items)}
+    assert sorted(found) == list(range(6))
+    assert "its process was killed twice" in str(found.pop(3))
+    assert found == {number: number for number in found}
+    begun = [len((tmp_path / f"{number}.begun").read_text()) for number in range(6)]
+    assert begun[3] == 2
+    assert max(begun) == 2
+    assert begun.count(1) >= 2  # what waited was not touched

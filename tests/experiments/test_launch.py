@@ -1,5 +1,6 @@
 """A study from the first cell to the table."""
 
+import errno
 import json
 import os
 import re
@@ -8,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from experiments import configs
+from experiments import configs, launch
 
 
 def started(folder, *words, **environment):
@@ -28,7 +31,7 @@ def started(folder, *words, **environment):
     )
 
 
-def launch(folder, *words, **environment):
+def launched(folder, *words, **environment):
     process = started(folder, *words, **environment)
     said, wrong = process.communicate(timeout=300)
     return process.returncode, said, wrong
@@ -70,7 +73,7 @@ def cells(project):
 
 @pytest.mark.slow
 def test_a_study_runs_what_is_missing_and_nothing_else(project):
-    code, said, wrong = launch(project, "--how=processes", "--workers=2")
+    code, said, wrong = launched(project, "--how=processes", "--workers=2")
     assert code == 0, wrong
     assert "tiny/smoke: 4 of 4 cells to run" in said
     first = cells(project)
@@ -80,7 +83,7 @@ def test_a_study_runs_what_is_missing_and_nothing_else(project):
     orders = {(row["seed"], row["data"]["order"]) for row in first.values()}
     assert len(orders) == 2  # both arms of a seed saw the same windows
 
-    code, said, _ = launch(project)
+    code, said, _ = launched(project)
     assert code == 0
     assert "0 of 4 cells to run" in said
     assert cells(project) == first
@@ -92,7 +95,7 @@ def test_a_study_runs_what_is_missing_and_nothing_else(project):
         + arm.read_text()
         + "config.StackConfig.softcap = 20.0\n"
     )
-    code, said, wrong = launch(project)
+    code, said, wrong = launched(project)
     assert code == 0, wrong
     assert "2 of 4 cells to run" in said
     second = cells(project)
@@ -105,12 +108,12 @@ def test_a_study_runs_what_is_missing_and_nothing_else(project):
 @pytest.mark.slow
 def test_an_ensemble_has_the_rows_of_cells_that_ran_alone(project):
     arms = "--only=causal"
-    code, _, wrong = launch(project, "--how=alone", arms)
+    code, _, wrong = launched(project, "--how=alone", arms)
     assert code == 0, wrong
     alone = cells(project)
     shutil.rmtree(project / "results")
     shutil.rmtree(project / "runs")
-    code, said, wrong = launch(project, "--how=ensemble", arms)
+    code, said, wrong = launched(project, "--how=ensemble", arms)
     assert code == 0, wrong
     together = cells(project)
     assert set(together) == set(alone)
@@ -126,7 +129,7 @@ def test_an_ensemble_has_the_rows_of_cells_that_ran_alone(project):
 def test_an_ensemble_is_spread_over_devices_and_a_member_with_a_strange_folder_is_left_out(project):
     """Three cells on four devices, of which three are used; the folder of a fourth belongs to another experiment."""
     arms = "--only=causal"
-    code, _, wrong = launch(project, "--how=alone", arms, "--seeds=3")
+    code, _, wrong = launched(project, "--how=alone", arms, "--seeds=3")
     assert code == 0, wrong
     alone = cells(project)
     shutil.rmtree(project / "results")
@@ -137,7 +140,7 @@ def test_an_ensemble_is_spread_over_devices_and_a_member_with_a_strange_folder_i
     (project / folder).mkdir(parents=True)
     record = {"key": "another", "config": "", "data": {"fingerprint": ""}}
     (project / folder / "run.json").write_text(json.dumps(record))
-    code, said, wrong = launch(project, "--how=ensemble", arms, "--seeds=4", JAX_NUM_CPU_DEVICES="4")
+    code, said, wrong = launched(project, "--how=ensemble", arms, "--seeds=4", JAX_NUM_CPU_DEVICES="4")
     assert code == 1
     assert "error: causal seed 3: run folder" in wrong
     together = cells(project)
@@ -170,6 +173,46 @@ def test_sigterm_stops_a_launch_and_its_workers_which_save(project, how):
     assert states == {"interrupted"}
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_killed_loses_no_cell(project):
+    """Its cell, and the one beside it, which is told to stop and saves, go on from their checkpoints."""
+    scale = project / "configs" / "scale" / "smoke.gin"
+    scale.write_text(
+        scale.read_text().replace("steps = 4", "steps = 600")
+        + "pipeline.Data.window = 32\npipeline.Data.batch = 4\n"
+        + "from research.training import loop\nloop.Plan.checkpoint_every = 20\n"
+    )
+    process = started(project, "--how=processes", "--workers=2")
+    runs = project / "runs" / "tiny" / "smoke"
+    began = time.monotonic()
+    while len({path.parent for path in runs.glob("*/checkpoints/*0")}) < 2:
+        assert process.poll() is None
+        assert time.monotonic() - began < 240
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(int(workers[0]), signal.SIGKILL)
+    said, wrong = process.communicate(timeout=300)
+    assert process.returncode == 0, wrong
+    assert len(cells(project)) == 4
+    assert "failed" not in said
+
+
+def test_a_row_that_cannot_be_written_is_named_and_the_others_are_kept(monkeypatch, tmp_path):
+    def save(cell, result, *, timed):
+        if cell.row == tmp_path / "first":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return result["loss"]
+
+    found = [SimpleNamespace(row=tmp_path / name, job=None, data_dir=None) for name in ("first", "second")]
+    monkeypatch.setattr(launch, "save", save)
+    monkeypatch.setattr(launch.running, "run_all", lambda *_, **__: [{"loss": 1.0}, {"loss": 2.0}])
+    failed, loss = launch.run(found, timed=True, console=None)
+    assert str(failed).startswith(f"cannot write {tmp_path}/first: No space left on device; make room there")
+    assert loss == 2.0
+
+
 def test_a_cell_that_fails_is_named_and_the_others_are_kept(project):
     arm = project / "configs" / "tiny" / "prefix.gin"
     arm.write_text(
@@ -187,7 +230,7 @@ def test_a_cell_that_fails_is_named_and_the_others_are_kept(project):
         path.write_text(f"{head}from research.data import local\n{body}pipeline.Data.corpus = {corpus}\n")
     with (project / "configs" / "tiny" / "prefix.gin").open("a") as file:
         file.write("local.TextFiles.pattern = 'nowhere/*.txt'\n")
-    code, said, wrong = launch(project, "--seeds=1")
+    code, said, wrong = launched(project, "--seeds=1")
     assert code == 1
     assert "prefix seed 0  failed" in said
     assert "error: prefix seed 0: TextFiles.pattern 'nowhere/*.txt' matches no file" in wrong
