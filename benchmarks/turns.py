@@ -1,4 +1,4 @@
-"""What the processes of benchmarks.training share: the cases, their tokens, and how processes take turns.
+"""What benchmarks beside other libraries share: cases, their tokens, and how processes take turns.
 
 Settings of an allocator and peak memory belong to a process, so every candidate of a case has one of its own. The
 processes stay, and the driver asks them in turn for one step at a time: what disturbs the machine disturbs them all.
@@ -68,18 +68,39 @@ class Case:
         return draw[1, :, :-1] if self.two_sided else None, draw[0, :, :-1], draw[0, :, 1:]
 
 
-def serve(build: Callable[[Case], tuple[dict[str, Any], dict[str, Callable[[], float]]]]) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Writing:
+    """A decoder's dimensions, and how many rows go on from a prompt by how many tokens."""
+
+    rows: int
+    prompt: int = 64
+    tokens: int = 256
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    hidden: int = 1024
+    vocab: int = 4096
+
+    def prompts(self) -> np.ndarray:
+        """Random tokens."""
+        return np.random.default_rng(0).integers(1, self.vocab, (self.rows, self.prompt), dtype=np.int32)
+
+
+def serve(
+    build: Callable[[Any], tuple[dict[str, Any], dict[str, Callable[[], float]]]], kind: type = Case
+) -> None:
     """Be a process that takes turns: read a case, build it, answer each name on a line with seconds and a value.
 
     Args:
       build: of a case, facts to report at once and the calls by name; each returns a number when it is done.
+      kind: the class of the case.
     """
     answers, sys.stdout = sys.stdout, sys.stderr  # a library's own prints do not belong between the answers
 
     def answer(**values: Any) -> None:
         print(json.dumps({**values, "peak_bytes": _peak()}), file=answers, flush=True)
 
-    case = Case(**json.loads(sys.stdin.readline()))
+    case = kind(**json.loads(sys.stdin.readline()))
     facts, calls = build(case)
     answer(**facts)
     for name in sys.stdin:
@@ -99,7 +120,7 @@ class Candidate:
     """A process to be: the module that serves, what it is asked to build, and its environment."""
 
     module: str
-    case: Case
+    case: Any
     arguments: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
 

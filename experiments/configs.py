@@ -26,6 +26,7 @@ from gin.config_parser import ImportStatement, Location
 import research
 
 ROOT = Path(__file__).resolve().parent.parent
+TARGETS = {"train": "experiments.experiment", "generate": "experiments.writing"}  # names for what is loaded
 _TOWER = BeartypeConf(is_pep484_tower=True)  # an int will do where a float is expected
 
 
@@ -95,10 +96,11 @@ def _check_exists(file: str, named_by: str) -> None:
 
 def _register(bindings: list[str]) -> None:
     """Let bindings name any class of the library, whether or not a file has imported its module."""
-    library, place = _library(), Location("--gin_param", 1, 0, "")
+    modules = {name: found.__module__ for name, found in _library().items()} | TARGETS
+    place = Location("--gin_param", 1, 0, "")
     for name in re.findall(r"(?m)(?:^|[/@])([A-Za-z]\w*)", "\n".join(bindings)):
-        if name in library and not gin.config._REGISTRY.matching_selectors(name):
-            module = library[name].__module__
+        if name in modules and not gin.config._REGISTRY.matching_selectors(name):
+            module = modules[name]
             context = gin.config.ParseContext()
             for imported in ("__gin__.dynamic_registration", module):
                 context.process_import(ImportStatement(imported, True, None, place))

@@ -4,23 +4,28 @@ A decoder goes on where the prompt ends; an encoder-decoder reads the prompt and
 shown as it is written; more go through in batches and are written as JSON lines, to --out or as they are done.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags
+from rich.console import Console
+from rich.progress import track
 
-from experiments import configs, experiment, start
-from research.data.tokenizers import Tokenizer
-from research.generation import engine
-from research.generation.engine import Generated, Generation, Greedy, Sample, prompt, rounded
+from experiments import configs, start, writing
+from experiments.writing import Text, Writer, Writing
+from research.generation.contrastive import ContrastiveSearch
+from research.generation.engine import Generation, Greedy, Sample
+from research.generation.filters import CutRepeats
 from research.generation.processors import (
     Chain,
+    Eta,
     FrequencyPenalty,
     MinP,
     NoRepeatNGram,
@@ -32,109 +37,76 @@ from research.generation.processors import (
     TopP,
     Typical,
 )
-from research.models.families import EncoderDecoderConfig, Model
-from research.training.checkpoints import Checkpoints
+from research.generation.search import Beam
 
 FLAGS = flags.FLAGS
 PIECE = 8  # tokens that are shown at a time
 
 
-@dataclasses.dataclass(frozen=True)
-class Writer:
-    """A trained model that continues text."""
-
-    model: Model
-    tokenizer: Tokenizer
-
-    def begin(self, texts: Sequence[str], keys: Any, how: Generation) -> Generated:
-        """Read the prompts.
-
-        Raises:
-          ValueError: a prompt is empty for an encoder, or longer than the model's positions reach.
-        """
-        lines = [self.tokenizer.encode(text) for text in texts]
-        if self.two_sided:
-            source = prompt(lines, pad=self.tokenizer.pad, length=rounded(lines), given=False)
-            given = prompt([[self.tokenizer.bos]] * len(lines), pad=self.tokenizer.pad, given=False)
-            self._fits(max(map(len, lines)), 1 + how.tokens)
-            return _begin(self.model, given, keys, how, source=source)
-        lines = [np.concatenate([[self.tokenizer.bos], line]) for line in lines]
-        given = prompt(lines, pad=self.tokenizer.pad, length=rounded(lines))
-        self._fits(max(map(len, lines)) + how.tokens)
-        return _begin(self.model, given, keys, how)
-
-    def texts(self, now: Generated) -> list[str]:
-        """What has been written, row by row, without the prompt and the end."""
-        history = jax.device_get(now.history)
-        rows = zip(history.ids, history.prompt, history.length, strict=True)
-        new = [ids[first:last] for ids, first, last in rows]
-        return [self.tokenizer.decode(ids[ids != self.tokenizer.eos]) for ids in new]
-
-    @property
-    def two_sided(self) -> bool:
-        """Whether the prompt is a source."""
-        return isinstance(self.model.config, EncoderDecoderConfig)
-
-    def _fits(self, *lengths: int) -> None:
-        limits = [stack.positions.limit for stack in experiment.stacks(self.model.config)]
-        for length in lengths:
-            short = [limit for limit in limits if limit is not None and limit < length]
-            if short:
-                raise ValueError(
-                    f"{length} tokens of prompt and text, but the model's learned positions end at {min(short)}; "
-                    "shorten the prompt or --tokens"
-                )
-
-
-_begin = jax.jit(engine.begin, static_argnums=3)
-_advance = jax.jit(engine.advance, static_argnums=(2, 3))
-
-
-def load(folder: Path, data_dir: str | None) -> Writer:
-    """The parameters of a run's newest checkpoint, averaged ones where there are.
+def settings(end: int) -> Writing:
+    """How gin or the flags say that text is continued.
 
     Raises:
-      ConfigError: there is no run.
-      CheckpointError: it has no checkpoint that is whole.
+      ConfigError: both do.
     """
-    if not (folder / "config.gin").exists():
+    if not (FLAGS.gin_file or FLAGS.gin_param):
+        planned = of_flags()
+    elif given := [name for name in SHORT if FLAGS[name].present]:
         raise configs.ConfigError(
-            f"--run_dir={folder}: no config.gin there; expected the folder of a training run"
+            f"--{given[0]} beside --gin_file or --gin_param: expected one of the two ways; bind it in gin, for "
+            "example Generation.processors"
         )
-    planned, _ = experiment.load([str(folder / "config.gin")])
-    text = experiment.dataset(planned.data, data_dir)
-    functions = experiment.trainer(planned, text.tokenizer.vocab_size)
-    state = jax.eval_shape(functions.initial, jax.random.key(0), planned.numbers)
-    field = "params" if state.average is None else "average"
-    with Checkpoints(folder / "checkpoints", planned.keep) as checkpoints:
-        params, _ = checkpoints.restore_params(state.params, field=field)
-    return Writer(functions.model(params), text.tokenizer)
+    else:
+        planned = configs.load(writing.generate, FLAGS.gin_file, FLAGS.gin_param)
+    changes: dict[str, Any] = {} if planned.how.end else {"end": (end,)}
+    changes |= {} if FLAGS.tokens is None else {"tokens": FLAGS.tokens}
+    return dataclasses.replace(planned, how=dataclasses.replace(planned.how, **changes))
 
 
-def settings(end: int) -> Generation:
-    """How the flags say that text is continued."""
-    chain: list[Processor] = []
-    given = {
-        "repetition_penalty": lambda value: RepetitionPenalty(penalty=value),
-        "frequency_penalty": lambda value: FrequencyPenalty(penalty=value),
-        "presence_penalty": lambda value: PresencePenalty(penalty=value),
-        "no_repeat_ngram": lambda value: NoRepeatNGram(size=value),
-        "temperature": lambda value: Temperature(value=value),
-        "top_k": lambda value: TopK(k=value),
-        "top_p": lambda value: TopP(p=value),
-        "min_p": lambda value: MinP(p=value),
-        "typical": lambda value: Typical(mass=value),
-    }
-    for name, made in given.items():
-        value = FLAGS[name].value
-        if value is not None and not (name == "temperature" and value == 0):
-            chain.append(made(value))
-    return Generation(
-        tokens=FLAGS.tokens,
-        end=(end,),
-        choice=Greedy() if FLAGS.temperature == 0 else Sample(),
-        processors=Chain(processors=tuple(chain)),
-    )
+# Flags that stand for what gin would bind: those of processors, in the order in which they are applied, and others.
+PROCESSORS: dict[str, Callable[[Any], Processor]] = {
+    "repetition_penalty": lambda value: RepetitionPenalty(penalty=value),
+    "frequency_penalty": lambda value: FrequencyPenalty(penalty=value),
+    "presence_penalty": lambda value: PresencePenalty(penalty=value),
+    "no_repeat_ngram": lambda value: NoRepeatNGram(size=value),
+    "temperature": lambda value: Temperature(value=value),
+    "top_k": lambda value: TopK(k=value),
+    "top_p": lambda value: TopP(p=value),
+    "min_p": lambda value: MinP(p=value),
+    "typical": lambda value: Typical(mass=value),
+    "eta": lambda value: Eta(epsilon=value),
+}
+SHORT = ("beams", "length_penalty", "contrastive", "cut_repeats", *PROCESSORS)
+
+
+def of_flags() -> Writing:
+    """What the short flags say.
+
+    Raises:
+      ConfigError: a flag that the search which was asked for does not read.
+    """
+    cut = CutRepeats() if FLAGS.cut_repeats else None
+    chain = [made(FLAGS[name].value) for name, made in PROCESSORS.items() if _asked(name)]
+    if FLAGS.beams is None and FLAGS.contrastive is None:
+        choice = Greedy() if FLAGS.temperature == 0 else Sample()
+        how = Generation(choice=choice, processors=Chain(processors=tuple(chain)))
+        return Writing(how=how, cut=cut)
+    way, reads = ("beams", ()) if FLAGS.contrastive is None else ("contrastive", ("top_k",))
+    for name in ("beams", "contrastive", *PROCESSORS):
+        if name not in (way, *reads) and _asked(name):
+            raise configs.ConfigError(f"--{name} says nothing to --{way}; drop one of them")
+    if way == "beams":
+        beams = Beam(size=FLAGS.beams, length_penalty=FLAGS.length_penalty)
+        return Writing(how=beams, cut=cut)
+    some = ContrastiveSearch.candidates if FLAGS.top_k is None else FLAGS.top_k
+    found = ContrastiveSearch(penalty=FLAGS.contrastive, candidates=some)
+    return Writing(how=found, cut=cut)
+
+
+def _asked(name: str) -> bool:
+    """Whether a flag asks for something; --temperature=0 is greedy search and no processor."""
+    value = FLAGS[name].value
+    return value is not None and not (name == "temperature" and value == 0)
 
 
 def prompts() -> list[str]:
@@ -148,7 +120,10 @@ def prompts() -> list[str]:
     if FLAGS.prompt:
         return FLAGS.prompt
     if FLAGS.prompt_file is not None:
-        return [line for line in Path(FLAGS.prompt_file).read_text().splitlines() if line]
+        found = [line for line in Path(FLAGS.prompt_file).read_text().splitlines() if line]
+        if not found:
+            raise configs.ConfigError(f"--prompt_file={FLAGS.prompt_file}: no line in it")
+        return found
     found = [line for line in sys.stdin.read().splitlines() if line]
     if not found:
         raise configs.ConfigError(
@@ -157,15 +132,20 @@ def prompts() -> list[str]:
     return found
 
 
-def shown(writer: Writer, text: str, key: Any, how: Generation) -> None:
-    """Print one continuation as it comes."""
-    now, printed = writer.begin([text], key[None], how), 0
+def shown(writer: Writer, text: str, key: Any, planned: Writing) -> None:
+    """Print one continuation, as it comes where no later token or filter can change what was shown."""
     print(text, end="", flush=True)
+    if planned.cut is not None or not isinstance(planned.how, Generation):
+        ((found, *_),) = writer.texts([text], key[None], planned.how, 1)
+        print(found.text if planned.cut is None else planned.cut(found.text))
+        return
+    how = planned.how
+    now, printed = writer.begin([text], key[None], how), 0
     done = False
     while not done:
-        now = _advance(writer.model, now, how, PIECE)
+        now = writing.advance(writer.model, now, how, PIECE)
         done = int(now.step) == how.tokens or bool(now.ended.all())
-        (said,) = writer.texts(now)
+        (said,) = writer.written(now)
         whole = said if done else said.rstrip("\ufffd")  # the rest of a character may come
         print(whole[printed:], end="", flush=True)
         printed = len(whole)
@@ -178,31 +158,58 @@ def key_of(seed: int, index: Any, sample: Any) -> Any:
 
 
 def records(
-    writer: Writer, texts: Sequence[str], how: Generation, *, each: int, seed: int, rows: int
-) -> Iterator[Any]:
+    writer: Writer, texts: Sequence[str], planned: Writing, *, each: int, seed: int, rows: int
+) -> Iterator[dict[str, Any]]:
     """A record of each continuation, batches of similar length at a time; a record's numbers depend on its prompt, the
-    seed and its sample alone.
+    seed and its sample alone. Under `rerank` a prompt's records come together, the best first.
+
+    Raises:
+      ConfigError: a search has fewer continuations than are asked for.
     """
-    wanted = [(index, text, sample) for index, text in enumerate(texts) for sample in range(each)]
-    wanted.sort(key=lambda one: len(one[1]))  # little padding
+    how, draws = planned.how, isinstance(planned.how, Generation)
+    most = how.size if isinstance(how, Beam) else 1
+    if not draws and each > most:
+        raise configs.ConfigError(
+            f"--n={each}: {type(how).__name__} finds {most} for a prompt; lower it or draw"
+        )
+    # A search finds all of a prompt's continuations at once; drawn ones are rows of their own.
+    wanted = [(index, sample) for index in range(len(texts)) for sample in range(each if draws else 1)]
+    wanted.sort(key=lambda one: len(texts[one[0]]))  # little padding
+    waiting: dict[int, list[dict[str, Any]]] = {}
     for first in range(0, len(wanted), rows):
         part = wanted[first : first + rows]
-        places = np.asarray([(index, sample) for index, _, sample in part])
-        keys = jax.vmap(lambda place: key_of(seed, *place))(places)
-        done = _advance(writer.model, writer.begin([text for _, text, _ in part], keys, how), how, None)
-        scores = jax.device_get(done.log_probability)
-        sizes = jax.device_get(done.history.new)
-        for row, ((index, text, sample), said) in enumerate(zip(part, writer.texts(done), strict=True)):
-            own = [round(float(score), 5) for score in scores[row, : sizes[row]]]
-            yield {
-                "prompt": text,
-                "index": index,
-                "sample": sample,
-                "text": said,
-                "log_probability": round(sum(own), 4),
-                "token_log_probabilities": own,
-                "ended": bool(done.ended[row]),
-            }
+        keys = jax.vmap(lambda place: key_of(seed, *place))(np.asarray(part))
+        found = writer.texts([texts[index] for index, _ in part], keys, how, each)
+        for (index, sample), continuations in zip(part, found, strict=True):
+            for place, one in enumerate(continuations):
+                record = _record(texts[index], index, sample + place, one, planned.cut)
+                if planned.rerank is None:
+                    yield record
+                    continue
+                waiting.setdefault(index, []).append(record)
+                if len(waiting[index]) == each:
+                    cost = planned.rerank.cost
+                    yield from sorted(waiting.pop(index), key=lambda one: cost(one["text"], _rated(one)))
+
+
+def _record(text: str, index: int, sample: int, one: Text, cut: CutRepeats | None) -> dict[str, Any]:
+    said = one.text if cut is None else cut(one.text)
+    scores = one.token_log_probabilities
+    return {
+        "prompt": text,
+        "index": index,
+        "sample": sample,
+        "text": said,
+        **({} if said == one.text else {"uncut": one.text}),
+        "log_probability": round(one.log_probability, 4),
+        "token_log_probabilities": None if scores is None else [round(score, 5) for score in scores],
+        "ended": one.ended,
+    }
+
+
+def _rated(record: dict[str, Any]) -> float:
+    """Log-probability a token: longer texts would lose by their length alone."""
+    return record["log_probability"] / max(len(record["token_log_probabilities"] or [0]), 1)
 
 
 def main(argv: list[str]) -> int:
@@ -211,19 +218,24 @@ def main(argv: list[str]) -> int:
         return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --prompt=...")
     start.process()
     try:
-        writer = load(Path(FLAGS.run_dir), FLAGS.data_dir)
-        how = settings(writer.tokenizer.eos)
+        writer = writing.load(Path(FLAGS.run_dir), FLAGS.data_dir)
+        if FLAGS.amateur_dir:
+            amateur = writing.load(Path(FLAGS.amateur_dir), FLAGS.data_dir, "--amateur_dir")
+            options = {"strength": FLAGS.amateur_strength, "plausible": FLAGS.amateur_plausible}
+            writer = writing.held_against(writer, amateur, **options)
+        planned = settings(writer.tokenizer.eos)
         if FLAGS.interactive:
             for turn, line in enumerate(iter(lambda: input("> "), "")):
-                shown(writer, line, key_of(FLAGS.seed, turn, 0), how)
+                shown(writer, line, key_of(FLAGS.seed, turn, 0), planned)
             return 0
         texts = prompts()
         if len(texts) == 1 and FLAGS.n == 1 and not FLAGS.out:
-            shown(writer, texts[0], key_of(FLAGS.seed, 0, 0), how)
+            shown(writer, texts[0], key_of(FLAGS.seed, 0, 0), planned)
             return 0
-        found = records(writer, texts, how, each=FLAGS.n, seed=FLAGS.seed, rows=FLAGS.batch)
-        with open(FLAGS.out, "w") if FLAGS.out else sys.stdout as file:
-            for record in found:
+        found = records(writer, texts, planned, each=FLAGS.n, seed=FLAGS.seed, rows=FLAGS.batch)
+        with open(FLAGS.out, "w") if FLAGS.out else contextlib.nullcontext(sys.stdout) as file:
+            bar = {"total": len(texts) * FLAGS.n, "console": Console(stderr=True), "transient": True}
+            for record in track(found, "texts", disable=not sys.stderr.isatty(), **bar):
                 print(json.dumps(record, ensure_ascii=False), file=file, flush=True)
     except (KeyboardInterrupt, EOFError):
         print()
@@ -238,7 +250,11 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("prompt", [], "text to go on from; repeat it")
     flags.DEFINE_string("prompt_file", None, "a file with a prompt in each line; neither: the standard input")
     flags.DEFINE_bool("interactive", False, "ask for one prompt after another; an empty one ends")
-    flags.DEFINE_integer("tokens", 256, "most new tokens", lower_bound=1)
+    flags.DEFINE_multi_string(
+        "gin_file", [], "gin file that binds `generate`, such as configs/generation/*.gin"
+    )
+    flags.DEFINE_multi_string("gin_param", [], 'gin binding, e.g. "Generation.tokens=64"; repeat it')
+    flags.DEFINE_integer("tokens", None, "most new tokens (default: 256; beams: 64)", lower_bound=1)
     flags.DEFINE_integer("n", 1, "continuations of each prompt", lower_bound=1)
     flags.DEFINE_integer("batch", 32, "continuations at a time", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "of the draws")
@@ -254,5 +270,15 @@ if __name__ == "__main__":
     flags.DEFINE_float("frequency_penalty", None, "nats for each time a token was generated")
     flags.DEFINE_float("presence_penalty", None, "nats once a token was generated")
     flags.DEFINE_integer("no_repeat_ngram", None, "no n-gram of this size comes twice")
+    flags.DEFINE_float("eta", None, "eta sampling's epsilon")
+    flags.DEFINE_integer(
+        "beams", None, "beam search with so many beams; --n of them are written", lower_bound=1
+    )
+    flags.DEFINE_float("length_penalty", 0.0, "of beam search: above 0 longer texts are preferred")
+    flags.DEFINE_float("contrastive", None, "contrastive search with this penalty, among --top_k tokens (4)")
+    flags.DEFINE_bool("cut_repeats", False, "cut repeated sentences and phrases out of the text")
+    flags.DEFINE_string("amateur_dir", None, "run of a worse model to be held against: contrastive decoding")
+    flags.DEFINE_float("amateur_strength", 1.0, "how much its log-probabilities count")
+    flags.DEFINE_float("amateur_plausible", 0.1, "least share of the likeliest token's probability")
     flags.DEFINE_string("data_dir", None, "folder of downloaded archives (default: the user's cache)")
     app.run(main)

@@ -21,11 +21,15 @@ BACKENDS: dict[str, Backend] = {
     "cudnn": cudnn.attend,
 }
 REFUSALS: dict[str, Callable[..., str | None]] = {"splash": splash.refuses, "cudnn": cudnn.refuses}
-AUTO = {"tpu": ("splash", "blockwise"), "gpu": ("cudnn", "blockwise")}  # elsewhere blockwise
+AUTO = {
+    "tpu": ("splash", "blockwise"),
+    "gpu": ("cudnn", "blockwise"),
+}  # elsewhere blockwise; dense for one query
 
 
 def choose(backend: str | Backend, **facts: Any) -> Backend:
-    """The backend of that name; of "auto" the first one here that can honour the call. A callable stands for itself.
+    """The backend of that name; of "auto" the first one here that can honour the call, and for a single query, which
+    has no matrix of scores, the plain products. A callable stands for itself.
 
     Args:
       facts: the call, as the backends' `refuses` takes it.
@@ -35,6 +39,8 @@ def choose(backend: str | Backend, **facts: Any) -> Backend:
     """
     if not isinstance(backend, str):
         return backend
+    if backend == "auto" and facts["q"].shape[-3] == 1:
+        return dense.attend
     reason = None
     for name in _names(backend):
         reason = REFUSALS[name](**facts) if name in REFUSALS else None

@@ -171,7 +171,7 @@ class KeyValues:
 
     Attributes:
       slots: of the cache's places, [b n].
-      layers: (k, v) for each place of the stack's pattern, [L b n g d].
+      layers: (k, v) for each place of the stack's pattern, [L b g n d]: as a product with one query reads them.
       cursor: i32[], tokens read, padding included.
       kind: `Whole` or `Rolling`.
     """
@@ -196,7 +196,8 @@ class KeyValues:
             coords=None if slots.coords is None else room(slots.coords, 1),
         )
         index = kind.index(0, slots)
-        written = jax.tree.map(lambda new: _put(room(new, 2), new, index, 2), layers)
+        heads_first = jax.tree.map(lambda leaf: leaf.swapaxes(2, 3), layers)
+        written = jax.tree.map(lambda new: _put(room(new, 3), new, index, rows=1, axis=3), heads_first)
         return KeyValues(_written(empty, slots, index), written, jnp.asarray(n, jnp.int32), kind)
 
     def reader(self, slots: Slots) -> "CacheReader":
@@ -231,13 +232,16 @@ class CacheReader:
     collect: bool = False
 
     def read(self, state: tuple[Array, Array], x: Array, layer: Layer) -> Reading:
-        """The layer's cache [b n g d], twice, with the keys and values of `x`; so it leaves it."""
+        """The layer's cache with the keys and values of `x`: [b n g d] to be read, [b g n d] to be kept."""
         k, v = layer.keys(x)
         if self.kind.turned:
             k = layer.turn(k, self.queries)
-        held_k, held_v = (_put(old, new, self.index, 1) for old, new in zip(state, (k, v), strict=True))
-        turned = held_k if self.kind.turned else layer.turn(held_k, self.keys)
-        return Reading(turned, held_v, self.keys, (held_k, held_v), 0.0)
+        held = tuple(
+            _put(old, new.swapaxes(1, 2), self.index, rows=0, axis=2)
+            for old, new in zip(state, (k, v), strict=True)
+        )
+        k, v = (leaf.swapaxes(1, 2) for leaf in held)
+        return Reading(k if self.kind.turned else layer.turn(k, self.keys), v, self.keys, held, 0.0)
 
 
 # Slots: written, gathered, continued.
@@ -276,21 +280,23 @@ def _written(cache: Slots, new: Slots, index: Any) -> Slots:
     if (cache.coords is None) != (new.coords is None):
         raise ValueError("the prompt and the tokens after it must both have Slots.coords or neither")
     both = zip(fields(cache), fields(new), strict=True)
-    coords = None if cache.coords is None else _put(cache.coords, new.coords, index, 1)
-    return Slots(*(_put(old, leaf, index, 1) for old, leaf in both), coords=coords)
+    coords = None if cache.coords is None else _put(cache.coords, new.coords, index)
+    return Slots(*(_put(old, leaf, index) for old, leaf in both), coords=coords)
 
 
-def _put(line: Array, new: Any, index: Any, axis: int) -> Array:
-    """`new` in `line` from place `index` [] of `axis` on, or at the places `index` [b n] of it, whose rows stand before
-    it; past its end nothing is written.
+def _put(line: Array, new: Any, index: Any, *, rows: int = 0, axis: int = 1) -> Array:
+    """`new` in `line` from place `index` [] of `axis` on, or at the places `index` [b n] of it, where `rows` is the
+    axis of b; past its end nothing is written.
     """
     new = jnp.asarray(new, line.dtype)
+    new = jnp.broadcast_to(new, (*line.shape[:axis], new.shape[axis], *line.shape[axis + 1 :]))
     if jnp.ndim(index) == 0:  # in a loop this is written where the line lies; places of rows are scattered
-        shape = (*line.shape[:axis], new.shape[axis], *line.shape[axis + 1 :])
-        return jax.lax.dynamic_update_slice_in_dim(line, jnp.broadcast_to(new, shape), index, axis)
-    rows = np.arange(index.shape[0])[:, None]
-    where = (*(slice(None),) * (axis - 1), rows, index)
-    return line.at[where].set(new, mode="drop")
+        return jax.lax.dynamic_update_slice_in_dim(line, new, index, axis)
+
+    def scattered(line: Array, new: Array, places: Array) -> Array:
+        return line.at[(*(slice(None),) * (axis - 1), places)].set(new, mode="drop")
+
+    return jax.vmap(scattered, (rows, rows, 0), rows)(line, new, index)
 
 
 def _at_least(name: str, value: int, least: int) -> None:

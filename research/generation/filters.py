@@ -82,7 +82,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Rerank:
-    """Orders candidates by log-probability less a penalty for repetition; see `rerank`.
+    """Orders candidates by log-probability - penalty * `repetition`.
 
     Attributes:
       penalty: nats that a text of nothing but repetition loses; 0 orders by log-probability.
@@ -98,21 +98,19 @@ class Rerank:
         if self.size < 1:
             raise ValueError(f"Rerank.size = {self.size}: expected at least 1")
 
+    def cost(self, text: str, log_probability: float) -> float:
+        """What candidates are ordered by, in nats: the least is the best.
+
+        Raises:
+          ValueError: the log-probability is NaN, which has no place in an order.
+        """
+        if math.isnan(log_probability):
+            raise ValueError("Rerank: log_probability = nan: expected a number")
+        return self.penalty * repetition(text, self.size) - log_probability
+
     def __call__(self, candidates: Iterable[tuple[str, float]]) -> list[Candidate]:
-        return rerank(candidates, **asdict(self))
-
-
-def rerank(candidates: Iterable[tuple[str, float]], *, penalty: float, size: int) -> list[Candidate]:
-    """The candidates, best first, by log-probability - penalty * `repetition`; equals keep their order.
-
-    Raises:
-      ValueError: a log-probability is NaN, which has no place in an order.
-    """
-    ordered = [Candidate(*candidate) for candidate in candidates]
-    for i, candidate in enumerate(ordered):
-        if math.isnan(candidate.log_probability):
-            raise ValueError(f"rerank: candidates[{i}].log_probability = nan: expected a number")
-    return sorted(ordered, key=lambda c: penalty * repetition(c.text, size) - c.log_probability)
+        """The candidates, best first; equals keep their order."""
+        return sorted((Candidate(*one) for one in candidates), key=lambda one: self.cost(*one))
 
 
 def _bare(word: str) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from research.batch import Batch, Tokens
 from research.generation.engine import prompt, rounded
-from research.models.families import EncoderDecoder, Model
+from research.models.families import Model
 
 
 class Scores(NamedTuple):
@@ -40,7 +40,7 @@ def score(model: Model, pairs: Sequence[tuple[Any, Any]], *, bos: int, pad: int,
     Raises:
       ValueError: a continuation is empty, or a source.
     """
-    two_sided = isinstance(model, EncoderDecoder)
+    two_sided = model.reads_source
     sizes = [(len(given), len(text)) for given, text in pairs]
     for index, (given, new) in enumerate(sizes):
         if not new or (two_sided and not given):

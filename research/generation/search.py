@@ -3,17 +3,23 @@
 Each row has `size` unfinished beams and the best `size` finished ones. A step takes the likeliest 2 `size` ways to go
 on: those that end join the finished ones, the others that fit go on, so that ends never use up the beams. A row is done
 when no unfinished beam can still become better than its worst finished one.
+
+In groups (diverse beam search, Vijayakumar et al. 2018) each group is such a search of its own, but a token costs it
+something for every beam of an earlier group that takes the same token in the same step.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from research.batch import Tokens
-from research.generation.engine import read
+from research.generation.contrast import Contrast
+from research.generation.engine import lengths, reading
 from research.models.families import Model
 
 NEVER = -1e30  # of beams that are not there
@@ -26,24 +32,30 @@ class Beam:
     Attributes:
       size: beams of a row.
       tokens: most new tokens.
-      end: ids that end a beam; the end token counts as part of it.
+      end: ids that end a beam; the end token counts as part of it. Without any, all texts are of `tokens` tokens.
       length_penalty: alpha in ((5 + n) / 6)^alpha, by which the log-probability of n new tokens is divided (Wu et al.
         2016, equation 14); 0: longer text is always less likely.
+      groups: into how many the beams are divided.
+      diversity: nats that a token costs a group for each beam of an earlier group that takes it in the same step. They
+        decide which beams go on; log-probabilities and scores are without them.
     """
 
     size: int = 4
     tokens: int = 64
-    end: tuple[int, ...]
+    end: tuple[int, ...] = ()
     length_penalty: float = 0.0
+    groups: int = 1
+    diversity: float = 0.0
 
     def __post_init__(self):
-        for name in ("size", "tokens"):
+        for name in ("size", "tokens", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Beam.{name} = {getattr(self, name)}: expected at least 1")
-        if not self.end:
-            raise ValueError("Beam.end = (): expected at least one id, such as that of EOS")
-        if self.length_penalty < 0:
-            raise ValueError(f"Beam.length_penalty = {self.length_penalty}: expected at least 0")
+        for name in ("length_penalty", "diversity"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"Beam.{name} = {getattr(self, name)}: expected at least 0")
+        if self.size % self.groups:
+            raise ValueError(f"Beam.groups = {self.groups}: expected a divisor of Beam.size = {self.size}")
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +76,9 @@ class Found:
     score: Any
 
 
-def search(model: Model, given: Tokens, config: Beam, *, source: Tokens | None = None, pad: int = 0) -> Found:
+def search(
+    model: Model | Contrast, given: Tokens, config: Beam, *, source: Tokens | None = None, pad: int = 0
+) -> Found:
     """The likeliest continuations of the rows of `given`; see `engine.begin` for what it may be.
 
     A beam that reaches `tokens` without an end counts as finished. With as many beams as there are continuations the
@@ -73,55 +87,76 @@ def search(model: Model, given: Tokens, config: Beam, *, source: Tokens | None =
     Raises:
       ValueError: as `engine.begin`.
     """
-    rows, size, most = len(given.ids), config.size, config.tokens
+    rows, size, most, groups = len(given.ids), config.size, config.tokens, config.groups
+    part = size // groups  # beams of a group; all arrays of beams are [b groups part ...]
+    options = reading(model, given, most, source=source)
     model = model.unstacked()
-    logits, kept, _ = read(model, given, most, source=source)
-    kept = kept.rows(jnp.repeat(jnp.arange(rows), size))
+    logits, kept = model.prefill(given, at=lengths(given) - 1, **options)
+    kept = kept.rows(jnp.repeat(jnp.arange(rows), size)).loose()
     vocab = logits.shape[-1]
-    ends = jnp.zeros(vocab, bool).at[jnp.asarray(config.end)].set(True)
+    ends = np.isin(np.arange(vocab), config.end)
 
     def penalised(likely: Array, length: Any) -> Array:
         return likely / ((5 + length) / 6) ** config.length_penalty
 
     def better(pool: Found, new: Found) -> Found:
-        """The best of both, [b size] again."""
+        """The best of both, [b part] again."""
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), pool, new)
-        _, best = jax.lax.top_k(both.score, size)
+        _, best = jax.lax.top_k(both.score, part)
         return jax.tree.map(lambda leaf: _taken(leaf, best), both)
 
     def goes_on(state: Any) -> Array:
         step, _, _, likely, _, pool = state
         # The log-probability only falls; the penalty of a longer text may raise the score.
         longest = most if config.length_penalty > 0 else step
-        hope = penalised(likely[:, 0], longest)
-        return (step < most) & jnp.any(hope > pool.score[:, -1])
+        hope = penalised(likely[..., 0], longest)
+        return (step < most) & jnp.any(hope > pool.score[..., -1])
+
+    def grown(step: Any, scores: Array, ids: Array, pool: Found, taken: Array) -> Any:
+        """One step of a group whose ways to go on have log-probabilities `scores` [b part v]: its new log-probabilities
+        [b part], texts and finished ones, the beams it goes on from and their tokens.
+        """
+        costly = scores - config.diversity * taken[:, None]
+        _, place = jax.lax.top_k(costly.reshape(rows, -1), min(2 * part, part * vocab))
+        best = _taken(scores.reshape(rows, -1), place)
+        beam, token = place // vocab, (place % vocab).astype(jnp.int32)
+        texts = _taken(ids, beam).at[:, :, step].set(token)
+        over = jnp.asarray(ends)[token]
+        length = jnp.full(best.shape, step + 1)
+        pool = better(pool, Found(texts, length, best, jnp.where(over, penalised(best, step + 1), NEVER)))
+        # The first that do not end, in the order of what they cost; fewer than there should be: one that is never.
+        order = jnp.argsort(over, axis=1, stable=True)[:, :part]
+        likely = jnp.where(_taken(over, order), NEVER, _taken(best, order))
+        return likely, *(_taken(leaf, order) for leaf in (texts, beam, token)), pool
 
     def add(state: Any) -> Any:
         step, logits, kept, likely, ids, pool = state
-        scores = jax.nn.log_softmax(logits).reshape(rows, size, vocab) + likely[:, :, None]
-        best, place = jax.lax.top_k(scores.reshape(rows, -1), min(2 * size, size * vocab))
-        beam, token = place // vocab, (place % vocab).astype(jnp.int32)
-        texts = _taken(ids, beam).at[:, :, step].set(token)
-        over = ends[token]
-        length = jnp.full(best.shape, step + 1)
-        finished = Found(texts, length, best, jnp.where(over, penalised(best, step + 1), NEVER))
-        pool = better(pool, finished)
-        likely, order = jax.lax.top_k(jnp.where(over, NEVER, best), size)
-        beam, token, ids = (_taken(leaf, order) for leaf in (beam, token, texts))
-        flat = (beam + size * jnp.arange(rows)[:, None]).reshape(-1)
-        kept = kept.rows(flat)
+        scores = jax.nn.log_softmax(logits).reshape(rows, groups, part, vocab) + likely[..., None]
+        taken = jnp.zeros((rows, vocab))
+        found = []
+        for group in range(groups):
+            own = jax.tree.map(lambda leaf, group=group: leaf[:, group], (scores, ids, pool))
+            found.append(grown(step, *own, taken))
+            token = found[-1][3]
+            taken = taken.at[np.arange(rows)[:, None], token].add(1)
+        likely, ids, beam, token, pool = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *found)
+        first = part * jnp.arange(rows * groups).reshape(rows, groups, 1)
+        kept = kept.bound().rows((first + beam).reshape(-1))
         logits, kept = model.extend(kept, kept.next(token.reshape(-1, 1)))
-        return step + 1, logits[:, 0], kept, likely, ids, pool
+        return step + 1, logits[:, 0], kept.loose(), likely, ids, pool
 
-    empty = jnp.full((rows, size, most), pad, jnp.int32)
-    nothing = jnp.full((rows, size), NEVER)
-    pool = Found(empty, jnp.zeros((rows, size), jnp.int32), nothing, nothing)
-    likely = nothing.at[:, 0].set(0.0)  # at first all beams are the same one
-    start = (jnp.int32(0), jnp.repeat(logits, size, axis=0), kept, likely, empty, pool)
+    empty = jnp.full((rows, groups, part, most), pad, jnp.int32)
+    nothing = jnp.full((rows, groups, part), NEVER)
+    pool = Found(empty, jnp.zeros(nothing.shape, jnp.int32), nothing, nothing)
+    likely = nothing.at[..., 0].set(0.0)  # at first all beams of a group are the same one
+    start = (jnp.int32(0), jnp.repeat(logits[:, 0], size, axis=0), kept, likely, empty, pool)
     step, _, _, likely, ids, pool = jax.lax.while_loop(goes_on, add, start)
-    whole = jnp.where(likely > NEVER / 2, penalised(likely, step), NEVER)
-    left = Found(ids, jnp.full((rows, size), step), likely, jnp.where(step == most, whole, NEVER))
-    return better(pool, left)
+    whole = jnp.where((likely > NEVER / 2) & (step == most), penalised(likely, step), NEVER)
+    left = Found(ids, jnp.full(nothing.shape, step), likely, whole)
+    best = jax.vmap(better, (1, 1), 1)(pool, left)
+    best = jax.tree.map(lambda leaf: leaf.reshape(rows, size, *leaf.shape[3:]), best)
+    order = jnp.argsort(-best.score, axis=1, stable=True)
+    return jax.tree.map(lambda leaf: _taken(leaf, order), best)
 
 
 def _taken(leaf: Array, index: Array) -> Array:

@@ -1,6 +1,7 @@
 """Reading a line in pieces: segment by segment with a memory, or token by token with a cache."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ class Cache:
     Attributes:
       own: keys and values, or the memory of a stack that has one.
       source: slots of the source, where there is one.
-      known: keys and values of the source for each place of the pattern, [L b s g d].
+      known: keys and values of the source for each place of the pattern, [L b g s d].
     """
 
     own: KeyValues | Recurrence
@@ -44,6 +45,20 @@ class Cache:
 
         own = dataclasses.replace(self.own, slots=taken(self.own.slots, 0), layers=taken(self.own.layers, 1))
         return Cache(own, taken(self.source, 0), taken(self.known, 1))
+
+    def loose(self) -> "Cache":
+        """The cache of an unstacked model without the axis of layers, each of which is alone: so it is the state of a
+        loop, where XLA:CPU would otherwise copy all of it several times to write one token. `bound` undoes it.
+        """
+        return self._with_layers(lambda leaf: leaf[0])
+
+    def bound(self) -> "Cache":
+        """A loose cache as models read it."""
+        return self._with_layers(lambda leaf: leaf[None])
+
+    def _with_layers(self, change: Callable[[Array], Array]) -> "Cache":
+        layers, known = jax.tree.map(change, (self.own.layers, self.known))
+        return Cache(dataclasses.replace(self.own, layers=layers), self.source, known)
 
 
 @jax.tree_util.register_dataclass
@@ -77,7 +92,7 @@ def remember(
     Raises:
       ValueError: a carry for a stack without memory.
     """
-    x, slots, memory = embedding(tokens.ids), tokens.slots, stack.config.memory
+    x, slots, memory = embedding(tokens), tokens.slots, stack.config.memory
     if memory is None:
         if carry is not None:
             raise ValueError(
@@ -94,7 +109,7 @@ def remember(
     return Output(hidden, carry.extended(reader, _own(left)), loss)
 
 
-def prefill(
+def prefilled(
     stack: Stack,
     embedding: Embedding,
     tokens: Tokens,
@@ -122,7 +137,7 @@ def prefill(
     _check_reindex(stack, cache, tokens.ids.shape[-1])
     slots = tokens.slots
     hidden, left = stack(
-        embedding(tokens.ids),
+        embedding(tokens),
         slots=slots,
         mask=mask,
         reader=Line(slots, collect=True, turned=cache.turned),
@@ -137,7 +152,7 @@ def places(hidden: Float[Array, "b n m"], at: Any) -> Float[Array, "b t m"]:
     return hidden if at is None else jnp.take_along_axis(hidden, jnp.asarray(at)[:, None, None], axis=1)
 
 
-def extend(
+def extended(
     stack: Stack,
     embedding: Embedding,
     cache: Cache,
@@ -156,7 +171,7 @@ def extend(
     sound = _sound(stack, mask, cache.own, tokens)
     reader = cache.own.reader(tokens.slots)
     hidden, left = stack(
-        embedding(tokens.ids),
+        embedding(tokens),
         slots=tokens.slots,
         mask=mask,
         reader=reader,
@@ -180,7 +195,7 @@ def _recur(
     reader = memory.reader(tokens.slots)
     reader.collect = cache.known is None
     hidden, left = stack(
-        embedding(tokens.ids),
+        embedding(tokens),
         slots=tokens.slots,
         mask=mask,
         reader=reader,

@@ -10,7 +10,7 @@ from research.attention.masks import Causal, Full, Mask
 from research.attention.memory import Rolling, Whole
 from research.attention.recurrence import Recurrence
 from research.batch import Batch, Tokens
-from research.models.cache import Cache, Output, extend, places, prefill, remember
+from research.models.cache import Cache, Output, extended, places, prefilled, remember
 from research.models.config import StackConfig
 from research.models.layers import Embedding, Head, child, row_keys
 from research.models.stack import Stack, copied
@@ -63,6 +63,8 @@ class EncoderConfig(DecoderConfig):
 class Decoder(nnx.Module):
     """Token vectors, one stack, logits."""
 
+    reads_source = False
+
     def __init__(self, config: DecoderConfig, *, vocab: int, key: Array):
         self.config = config
         self.embedding = Embedding(vocab, config.stack, key=child(key, "embedding"))
@@ -101,6 +103,20 @@ class Decoder(nnx.Module):
         model.stack = self.stack.unstacked()
         return model
 
+    def prefilled(
+        self, tokens: Tokens, *, cache: Whole | Rolling | None = None
+    ) -> tuple[Float[Array, "b n m"], Cache]:
+        """Hidden states of a prompt [b n], and the cache that `extended` goes on from.
+
+        Args:
+          tokens: the prompt; shorter rows end in padding (segment 0).
+          cache: which keys to keep; None where the stack has a memory, which is then what is kept.
+
+        Raises:
+          ValueError: a mask, a position scheme or a memory that cannot be read token by token.
+        """
+        return prefilled(self.stack, self.embedding, tokens, cache, mask=self.config.mask, source=None)
+
     def prefill(
         self,
         tokens: Tokens,
@@ -108,28 +124,23 @@ class Decoder(nnx.Module):
         cache: Whole | Rolling | None = None,
         at: Int[Array | np.ndarray, " b"] | None = None,
     ) -> tuple[Float[Array, "b t v"], Cache]:
-        """Logits of a prompt [b n], and the cache that `extend` goes on from.
-
-        Args:
-          tokens: the prompt; shorter rows end in padding (segment 0).
-          cache: which keys to keep; None where the stack has a memory, which is then what is kept.
-          at: the one place of each row whose logits are wanted (t = 1); None: all of them (t = n).
-
-        Raises:
-          ValueError: a mask, a position scheme or a memory that cannot be read token by token.
+        """Logits instead of hidden states; see `prefilled`. `at`: the one place of each row whose logits are wanted
+        (t = 1); None: all of them (t = n).
         """
-        hidden, cached = prefill(
-            self.stack, self.embedding, tokens, cache, mask=self.config.mask, source=None
-        )
+        hidden, cached = self.prefilled(tokens, cache=cache)
         return self.logits(places(hidden, at)), cached
 
-    def extend(self, cache: Cache, tokens: Tokens) -> tuple[Float[Array, "b t v"], Cache]:
-        """Logits of the tokens [b t] after those in the cache, the same as a full pass over all of them gives.
+    def extended(self, cache: Cache, tokens: Tokens) -> tuple[Float[Array, "b t m"], Cache]:
+        """Hidden states of the tokens [b t] after those in the cache, the same as a full pass over all of them gives.
 
         Raises:
           ValueError: the mask sees what the cache has dropped.
         """
-        hidden, cached = extend(self.stack, self.embedding, cache, tokens, mask=self.config.mask)
+        return extended(self.stack, self.embedding, cache, tokens, mask=self.config.mask)
+
+    def extend(self, cache: Cache, tokens: Tokens) -> tuple[Float[Array, "b t v"], Cache]:
+        """Logits instead of hidden states; see `extended`."""
+        hidden, cached = self.extended(cache, tokens)
         return self.logits(hidden), cached
 
     def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:

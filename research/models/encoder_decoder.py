@@ -10,7 +10,7 @@ from research.attention.masks import Causal, Full, Mask
 from research.attention.memory import Rolling, Whole
 from research.attention.recurrence import Recurrence
 from research.batch import Batch, Tokens
-from research.models.cache import Cache, Output, extend, places, prefill, remember
+from research.models.cache import Cache, Output, extended, places, prefilled, remember
 from research.models.config import StackConfig
 from research.models.layers import Embedding, Head, Source, child, row_keys
 from research.models.stack import Stack, copied
@@ -69,6 +69,8 @@ class EncoderDecoderConfig:
 class EncoderDecoder(nnx.Module):
     """Token vectors (shared by both sides), an encoder, a decoder, logits."""
 
+    reads_source = True
+
     def __init__(self, config: EncoderDecoderConfig, *, vocab: int, key: Array):
         self.config = config
         encoder, decoder = config.stacks()
@@ -106,7 +108,7 @@ class EncoderDecoder(nnx.Module):
         each row, switches dropout on.
         """
         stack = self.encoder or self.decoder
-        x = self.embedding(tokens.ids)
+        x = self.embedding(tokens)
         hidden, _ = stack(x, slots=tokens.slots, mask=self.config.encoder_mask, key=key)
         return Source(hidden, tokens.slots, self.config.cross_mask)
 
@@ -121,6 +123,15 @@ class EncoderDecoder(nnx.Module):
         model.decoder = self.decoder.unstacked()
         return model
 
+    def prefilled(
+        self, tokens: Tokens, source: Tokens, *, cache: Whole | Rolling | None = None
+    ) -> tuple[Float[Array, "b n m"], Cache]:
+        """Hidden states of the first tokens [b n] of the target, and the cache that `extended` goes on from; the source
+        is encoded here, once. See `Decoder.prefilled`.
+        """
+        mask = self.config.mask
+        return prefilled(self.decoder, self.embedding, tokens, cache, mask=mask, source=self.encode(source))
+
     def prefill(
         self,
         tokens: Tokens,
@@ -129,20 +140,20 @@ class EncoderDecoder(nnx.Module):
         cache: Whole | Rolling | None = None,
         at: Int[Array | np.ndarray, " b"] | None = None,
     ) -> tuple[Float[Array, "b t v"], Cache]:
-        """Logits of the first tokens [b n] of the target, and the cache that `extend` goes on from; the source is
-        encoded here, once. See `Decoder.prefill`.
-        """
-        hidden, cached = prefill(
-            self.decoder, self.embedding, tokens, cache, mask=self.config.mask, source=self.encode(source)
-        )
+        """Logits instead of hidden states; see `prefilled` and `Decoder.prefill`."""
+        hidden, cached = self.prefilled(tokens, source, cache=cache)
         return self.logits(places(hidden, at)), cached
+
+    def extended(self, cache: Cache, tokens: Tokens) -> tuple[Float[Array, "b t m"], Cache]:
+        """Hidden states of the tokens [b t] after those in the cache; see `Decoder.extended`."""
+        config = self.config
+        return extended(
+            self.decoder, self.embedding, cache, tokens, mask=config.mask, cross_mask=config.cross_mask
+        )
 
     def extend(self, cache: Cache, tokens: Tokens) -> tuple[Float[Array, "b t v"], Cache]:
         """Logits of the tokens [b t] after those in the cache; see `Decoder.extend`."""
-        config = self.config
-        hidden, cached = extend(
-            self.decoder, self.embedding, cache, tokens, mask=config.mask, cross_mask=config.cross_mask
-        )
+        hidden, cached = self.extended(cache, tokens)
         return self.logits(hidden), cached
 
     def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from research.attention import sharded
 from research.attention.core import attend, received
@@ -18,6 +17,7 @@ from research.attention.dense import kept
 from research.attention.masks import Full, Mask, Slots
 from research.attention.memory import Layer, Reading
 from research.attention.positions import Positions
+from research.batch import Tokens
 from research.models.config import StackConfig
 
 PRODUCT = "product"  # the name of what the rematerialisation policy "dots" keeps
@@ -123,11 +123,11 @@ class Embedding(nnx.Module):
         self.table = nnx.Param(jax.random.normal(key, (vocab, config.width)) * config.width**-0.5)
         self.dtype = config.compute_dtype
 
-    def __call__(self, ids: Int[Array | np.ndarray, "*b n"]) -> Float[Array, "*b n m"]:
+    def __call__(self, tokens: Tokens) -> Float[Array, "*b n m"]:
         """Vectors of the tokens, scaled by sqrt(m)."""
         # Over a mesh, rows of the table are made whole before they are read: XLA would gather ids instead.
         table = sharded.placed(self.table[...], sharded.HEADS, ())
-        return spread(jnp.take(table, ids, axis=0).astype(self.dtype) * table.shape[-1] ** 0.5)
+        return spread(jnp.take(table, tokens.ids, axis=0).astype(self.dtype) * table.shape[-1] ** 0.5)
 
     def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
         """Scores of every token, in float32."""
@@ -285,7 +285,7 @@ class Block(nnx.Module):
         Args:
           x: hidden states.
           reader: gives the keys of self-attention; see `research.attention.memory`.
-          state: what the reader holds for this layer, and the keys and values of the source if known already.
+          state: what the reader holds for this layer, and the source's keys and values [b g s d], if known already.
           mask: of self-attention.
           positions: the block's built position scheme.
           source: what to cross-attend to.
@@ -301,10 +301,10 @@ class Block(nnx.Module):
         if self.cross is not None and source is not None:
             attention = self.cross.inner
             if known is None:
-                known = attention.keys(source.hidden)
+                known = tuple(leaf.swapaxes(1, 2) for leaf in attention.keys(source.hidden))
             out = attention(
                 attention.queries(self.cross.input(x)),
-                *known,
+                *(leaf.swapaxes(1, 2) for leaf in known),  # kept as a product with one query reads them
                 mask=source.mask,
                 q_slots=dataclasses.replace(reader.queries, start=None),  # places of two lines do not compare
                 k_slots=dataclasses.replace(source.slots, start=None),

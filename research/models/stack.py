@@ -79,7 +79,8 @@ class Stack(nnx.Module):
         """
         config = self.config
         period, layers = len(config.pattern), config.layers
-        whole, tail = divmod(layers, period)
+        # A pattern that fills the stack is no loop; as one of a single turn XLA would copy a cache to write into it.
+        whole, tail = divmod(layers, period) if layers > period else (0, layers)
         reader = reader or Line(slots)
         for positions in self.positions:
             x = positions.embed(x, slots)

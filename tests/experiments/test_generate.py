@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from experiments import configs
+from experiments import configs, writing
+from research.generation.filters import Rerank
 
 
 def command(*words, said=None):
@@ -70,10 +71,61 @@ def test_a_file_of_prompts_and_a_conversation_give_the_same_text(trained, tmp_pa
     assert greedy["text"] in said
 
 
+@pytest.mark.parametrize(
+    "file", sorted(configs.ROOT.glob("configs/generation/*.gin")), ids=lambda file: file.stem
+)
+def test_a_shipped_way_to_write_is_built_and_differs_from_the_others(file):
+    planned = configs.load(writing.generate, [str(file)])
+    assert planned != writing.Writing()
+    others = [other for other in file.parent.glob("*.gin") if other != file]
+    assert planned not in [configs.load(writing.generate, [str(other)]) for other in others]
+
+
+@pytest.mark.slow
+def test_a_search_is_bound_by_gin_and_finds_what_flags_find(trained):
+    run = ("experiments.generate", f"--run_dir={trained}", "--n=2", "--prompt=import os")
+    gin = ("--gin_param=generate.how=@Beam()", "--gin_param=Beam.size=3")
+    found = [command(*run, "--tokens=6", *words) for words in (gin, ("--beams=3",))]
+    assert found[0] == found[1]
+    records = [json.loads(line) for line in found[0][1].splitlines()]
+    assert [one["sample"] for one in records] == [0, 1]
+    assert records[0]["log_probability"] >= records[1]["log_probability"]
+
+
+@pytest.mark.slow
+def test_samples_are_cut_and_put_in_order_and_a_model_may_be_held_against_itself(trained):
+    run = ("experiments.generate", f"--run_dir={trained}", "--prompt=import os")
+    gin = ("--gin_file=configs/generation/noisy.gin", "--gin_param=Generation.tokens=12", "--n=3")
+    cut = ("--gin_param=generate.cut=@CutRepeats()", "--gin_param=CutRepeats.phrase=3")
+    code, said, wrong = command(*run, *gin, *cut)
+    assert code == 0, wrong
+    rerank, records = Rerank(penalty=1.0), [json.loads(line) for line in said.splitlines()]
+    costs = [
+        rerank.cost(one["text"], one["log_probability"] / len(one["token_log_probabilities"]))
+        for one in records
+    ]
+    assert costs == sorted(costs)
+    assert {one["sample"] for one in records} == {0, 1, 2}
+    code, said, wrong = command(*run, f"--amateur_dir={trained}", "--tokens=4", "--contrastive=0.5")
+    assert (code, said) == (1, "import os")
+    assert "reads the hidden states of one model" in wrong
+    code, said, wrong = command(*run, f"--amateur_dir={trained}", "--tokens=4", "--amateur_strength=0.5")
+    assert code == 0, wrong
+    assert said.startswith("import os")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
+        (("--prompt=a", "--beams=2", "--top_p=0.9"), "--top_p says nothing to --beams"),
+        (("--prompt=a", "--contrastive=0.5", "--eta=0.01"), "--eta says nothing to --contrastive"),
+        (
+            ("--prompt=a", "--gin_file=configs/generation/beam.gin", "--top_k=4"),
+            "expected one of the two ways",
+        ),
+        (("--prompt=a", "--beams=2", "--n=3"), "Beam finds 2 for a prompt"),
+        (("--prompt=a", "--gin_param=generate.how=@Beem()"), "did you mean 'Beam'"),
         (("--prompt=a", "--prompt_file=b"), "expected one of them"),
         (("--prompt=a", "--top_p=2"), "TopP.p = 2"),
         (("--prompt_file=nowhere.txt",), "nowhere.txt"),

@@ -15,6 +15,7 @@ from research.attention.recurrence import MeanPooling, Recurrent
 from research.batch import Batch, Tokens
 from research.generation import engine
 from research.generation.engine import Generation, Greedy, Sample, prompt
+from research.generation.noise import noisy
 from research.generation.processors import Chain, MinimumLength, TopK
 from research.models.config import BlockSpec, StackConfig
 from research.models.families import DecoderConfig, EncoderConfig, EncoderDecoderConfig
@@ -227,7 +228,70 @@ def test_what_cannot_be_generated_is_one_line(config, how, wrong):
     assert "\n" not in str(raised.value)
 
 
+def test_streaming_with_places_counted_anew_is_that_of_the_kept_tokens_alone():
+    """In a model of one layer a key does not depend on the tokens before it, so full passes over what is kept tell."""
+    model = build(DecoderConfig(stack=stack(layers=1), mask=CAUSAL & (Sinks(2) | Window(4))))
+    full = build(DecoderConfig(stack=stack(layers=1)))
+    config = Generation(tokens=NEW, choice=Greedy(), cache=Rolling(window=4, sinks=2, reindex=True))
+    found = texts(generate(model, prompt(LINES, pad=0), keys(), config))
+    for line, text in zip(LINES, found, strict=True):
+        for size in range(len(line), len(text)):
+            kept = [*text[:2], *text[max(2, size - 4) : size]] if size > 6 else text[:size]
+            ids = np.zeros(6, np.int32)
+            ids[: len(kept)] = kept
+            assert text[size] == int(likeliest(full, ids, len(kept), 0, None))
+
+
+def test_bfloat16_writes_what_full_passes_in_bfloat16_find_likeliest_or_nearly():
+    model = build(DecoderConfig(stack=stack(dtype="bfloat16")))
+    found = generate(model, prompt(LINES, pad=0), keys(), Generation(tokens=NEW, choice=Greedy()))
+    assert found.cache.own.layers[0][0].dtype == jnp.bfloat16
+    for line in texts(found):
+        ones = np.ones((1, len(line)), np.float32)
+        scores = np.asarray(
+            jax.nn.log_softmax(model(Batch(prompt([line], pad=0), np.asarray([line]), ones))[0])
+        )
+        for at in range(len(line) - NEW, len(line)):
+            assert scores[at - 1, line[at]] > scores[at - 1].max() - 0.05
+
+
+def test_noise_disturbs_every_row_by_its_own_key_and_none_is_no_noise():
+    model = build(DecoderConfig(stack=stack()))
+    greedy = {"tokens": NEW, "choice": Greedy()}
+    plain = texts(generate(model, prompt(LINES, pad=0), keys(), Generation(**greedy)))
+    little = texts(generate(model, prompt(LINES, pad=0), keys(), Generation(**greedy, noise=1e-6)))
+    loud = Generation(**greedy, noise=2.0)
+    much = texts(generate(model, prompt(LINES, pad=0), keys(), loud))
+    assert plain == little
+    assert all(a != b for a, b in zip(plain, much, strict=True))
+    (alone,) = texts(generate(model, prompt(LINES[2:], pad=0), keys()[2:], loud))
+    assert alone == much[2]
+    same = prompt([LINES[0]] * 3, pad=0)
+    assert len({tuple(text) for text in texts(generate(model, same, keys(), loud))}) == 3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_noise_is_of_the_size_asked_for_and_the_same_whenever_a_token_is_read(tied):
+    model = build(DecoderConfig(stack=stack(), tied_embeddings=tied))
+    line = prompt([list(range(20))] * 3, pad=0)
+    vectors, changed = model.embedding(line), noisy(model, keys(), 0.3).embedding
+    share = (changed(line) - vectors) / jnp.sqrt(jnp.mean(vectors**2, -1, keepdims=True))
+    np.testing.assert_allclose(jnp.sqrt(jnp.mean(share**2)), 0.3, rtol=0.1)
+    last = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (3, 20))[:, -1:], line)
+    np.testing.assert_array_equal(changed(last), changed(line)[:, -1:])
+    hidden = jnp.ones((2, 16))
+    np.testing.assert_array_equal(noisy(model, keys(), 0.3).logits(hidden), model.logits(hidden))
+
+
 def test_prompts_that_are_no_prompts_are_one_line():
+    with pytest.raises(ValueError, match="no prompt; expected at least one"):
+        prompt([], pad=0)
+    with pytest.raises(ValueError, match="prompt 1 has the id 23 at place 2; expected 0 to 22"):
+        prompt([[1, 2], [3, 4, VOCAB]], pad=0, vocab=VOCAB)
+    with pytest.raises(ValueError, match="prompt 0 has the id -1 at place 1; expected at least 0"):
+        prompt([[1, -1]], pad=0)
+    with pytest.raises(ValueError, match=r"Generation.noise = -1.0: expected at least 0"):
+        Generation(noise=-1.0)
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         prompt([[1], []], pad=0)
     with pytest.raises(ValueError, match="prompt 0 has 3 tokens, more than 2"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from research.generation.filters import Candidate, CutRepeats, Rerank, cut_repeats, repetition, rerank, words
+from research.generation.filters import Candidate, CutRepeats, Rerank, cut_repeats, repetition, words
 
 # Few words, many of them again, and all that may stand between them.
 LOOPY = st.lists(
@@ -169,8 +169,8 @@ def test_without_a_penalty_the_likeliest_is_first_and_equals_keep_their_order(ca
 def test_a_penalty_turns_the_order():
     loop, text = Candidate("a b c d a b c d a b c d", -1.0), Candidate("a b c d e f g h i j k l", -2.0)
     assert repetition(loop.text, 4) == 5 / 9
-    assert rerank([text, loop], penalty=1.0, size=4) == [loop, text]
-    assert rerank([text, loop], penalty=2.0, size=4) == [text, loop]
+    assert Rerank(penalty=1.0)([text, loop]) == [loop, text]
+    assert Rerank(penalty=2.0)([text, loop]) == [text, loop]
 
 
 # --- errors
@@ -187,7 +187,7 @@ def test_a_penalty_turns_the_order():
         (lambda: Rerank(penalty=1.0, size=0), "Rerank.size = 0: expected at least 1"),
         (
             lambda: Rerank(penalty=1.0)([("a", -1.0), ("b", math.nan)]),
-            "rerank: candidates.1..log_probability = nan",
+            "Rerank: log_probability = nan",
         ),
     ],
 )

@@ -1,5 +1,7 @@
 """Beam search against trying everything, and scores against the logits."""
 
+import collections
+import functools
 import itertools
 
 import jax
@@ -84,6 +86,66 @@ def test_more_beams_find_texts_at_least_as_likely_and_rows_do_not_mix():
     np.testing.assert_allclose(alone, found.score[1], rtol=1e-5)
 
 
+read = jax.jit(lambda model, batch: model(batch))
+
+
+def literal_groups(scores, groups, part, diversity):
+    """Beams of each group by the rule of diverse beam search, in plain Python: texts without an end token.
+
+    `scores`: a text to the log-probabilities of what may follow.
+    """
+    beams = [[((), 0.0)] for _ in range(groups)]
+    for _ in range(TOKENS):
+        taken = collections.Counter()
+        for group in range(groups):
+            ways = [
+                ((*text, token), likely + more, likely + more - diversity * taken[token])
+                for text, likely in beams[group]
+                for token, more in enumerate(scores(text))
+            ]
+            best = sorted(ways, key=lambda way: -way[2])[:part]
+            beams[group] = [(text, likely) for text, likely, _ in best]
+            taken.update(text[-1] for text, _ in beams[group])
+    return [text for group in beams for text, _ in group]
+
+
+@pytest.mark.parametrize(("groups", "diversity"), [(1, 0.0), (2, 0.0), (2, 0.7), (4, 5.0)])
+def test_groups_are_searched_by_the_literal_rule(groups, diversity):
+    model = small(DecoderConfig(stack=stack()))
+    line = [0, *PROMPTS[0]]
+
+    @functools.cache
+    def scores(text):
+        whole = prompt([[*line, *text]], pad=0, length=len(line) + TOKENS, given=False)
+        batch = Batch(whole, whole.ids, np.ones(whole.ids.shape, np.float32))
+        last = read(model, batch)[0, len(line) + len(text) - 1]
+        return tuple(np.asarray(jax.nn.log_softmax(last)).tolist())
+
+    found = run(
+        model,
+        prompt([line], pad=0, given=False),
+        Beam(size=4, tokens=TOKENS, groups=groups, diversity=diversity),
+    )
+    expected = literal_groups(scores, groups, 4 // groups, diversity)
+    assert sorted(map(tuple, np.asarray(found.ids[0]).tolist())) == sorted(expected)
+    likely = [
+        sum(scores(tuple(text[:at]))[text[at]] for at in range(TOKENS)) for text in found.ids[0].tolist()
+    ]
+    np.testing.assert_allclose(found.log_probability[0], likely, rtol=1e-5)
+    assert (np.diff(np.asarray(found.score[0])) <= 0).all()
+
+
+def test_groups_that_pay_for_it_take_other_tokens():
+    model = build(DecoderConfig(stack=stack()))
+    lines = [[1, 5, 9, 4], [1, 7]]
+    first = {}
+    for diversity in (0.0, 100.0):
+        how = Beam(size=3, tokens=4, groups=3, diversity=diversity)
+        first[diversity] = np.asarray(run(model, prompt(lines, pad=0), how).ids[:, :, 0])
+    assert (first[0.0] == first[0.0][:, :1]).all()
+    assert all(len(set(row)) == 3 for row in first[100.0].tolist())
+
+
 def test_a_memory_goes_with_its_beam():
     from research.attention.masks import Window
 
@@ -121,10 +183,12 @@ def test_what_cannot_be_searched_or_scored_is_one_line():
             prompt([[1]], pad=0),
             Beam(end=(2,)),
         )
-    with pytest.raises(ValueError, match=r"Beam.end = \(\): expected at least one id"):
-        Beam(end=())
     with pytest.raises(ValueError, match=r"Beam.size = 0"):
         Beam(end=(1,), size=0)
+    with pytest.raises(ValueError, match=r"Beam.groups = 3: expected a divisor of Beam.size = 4"):
+        Beam(groups=3)
+    with pytest.raises(ValueError, match=r"Beam.diversity = -1.0: expected at least 0"):
+        Beam(diversity=-1.0)
     model = build(DecoderConfig(stack=stack()))
     with pytest.raises(ValueError, match="the continuation of pair 1 is empty"):
         score(model, [([1], [2]), ([1], [])], bos=1, pad=0)

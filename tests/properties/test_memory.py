@@ -259,7 +259,7 @@ def segments(model, tokens, size):
 def one_long_pass(model, tokens, mask, size):
     """Layer by layer over the whole line, keys of earlier segments without gradient: nothing of memory.py."""
     stack_, slots = model.stack, tokens.slots
-    x = model.embedding(tokens.ids)
+    x = model.embedding(tokens)
     for p in stack_.positions:
         x = p.embed(x, slots)
     scheme, attention = stack_.positions[0], None

@@ -79,7 +79,7 @@ def test_a_decoder_reads_what_its_mask_shows_and_nothing_else(family, mask, obje
     batch = batch_of(row(objective, layout))
     slots = batch.target.slots
     read = jax.jacobian(lambda x: model.stack(x, slots=slots, mask=mask)[0][0].sum(-1))
-    reach = np.abs(np.asarray(jax.jit(read)(model.embedding(batch.target.ids))))[:, 0].max(-1)
+    reach = np.abs(np.asarray(jax.jit(read)(model.embedding(batch.target))))[:, 0].max(-1)
     visible = np.asarray((mask & Same())(slots, slots))[0]
     closure = np.linalg.matrix_power(visible.astype(int), STACK.layers) > 0  # through all layers
     assert (reach[~closure] == 0).all()
@@ -102,7 +102,7 @@ def test_an_encoder_decoder_sees_its_whole_source_and_no_later_target(scheme, ti
         read = Source(hidden, source, Full())
         return model.decoder(y, slots=target, mask=Causal(), source=read)[0][0].sum(-1)
 
-    x, y = model.embedding(batch.source.ids), model.embedding(batch.target.ids)
+    x, y = model.embedding(batch.source), model.embedding(batch.target)
     to_source, to_target = (
         np.abs(np.asarray(j))[:, 0].max(-1) for j in jax.jit(jax.jacobian(read, (0, 1)))(x, y)
     )
@@ -177,7 +177,7 @@ def test_a_prefix_decoder_is_its_two_passes():
         return Slots(*(part(leaf, rows) for leaf in (slots.position, slots.segment, slots.prefix)))
 
     before, after = cut(slice(given)), cut(slice(given, None))
-    x = model.embedding(batch.target.ids)
+    x = model.embedding(batch.target)
     prefix, target = x[:, :given], x[:, given:]
     both = batch.target.slots
     rotary = positions.Rotary()
@@ -227,7 +227,7 @@ def test_scanned_layers_are_unrolled_layers(remat):
     model = DecoderConfig(stack=config, mask=Prefix()).build(vocab=VOCAB, key=KEY)
 
     def unrolled(model):
-        x, slots = model.embedding(batch.target.ids), batch.target.slots
+        x, slots = model.embedding(batch.target), batch.target.slots
         for layer in range(5):
             place = layer % 2
             block = jax.tree.map(lambda leaf: leaf[layer // 2], model.stack.blocks[place])  # noqa: B023

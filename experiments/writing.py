@@ -1,0 +1,173 @@
+"""A trained run as a writer, and how it is told to write; gin files bind that under the name `generate`:
+
+writing.generate.how = @engine.Generation()        # in a file, after `from experiments import writing`
+--gin_param="generate.how=@ContrastiveSearch()"    # on the command line
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import configs, experiment
+from research.batch import Tokens
+from research.data.tokenizers import Tokenizer
+from research.generation import contrastive, engine, search
+from research.generation.contrast import Contrast
+from research.generation.contrastive import ContrastiveSearch
+from research.generation.engine import Generated, Generation, prompt, rounded
+from research.generation.filters import CutRepeats, Rerank
+from research.generation.search import Beam
+from research.models.families import Model
+from research.training.checkpoints import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How prompts are continued; gin files bind it under the name `generate`.
+
+    Attributes:
+      how: `Generation()` draws, `Beam()` and `ContrastiveSearch()` search. Where its `end` is empty, EOS ends a text.
+      cut: what cuts repeats out of finished text, or None.
+      rerank: how the continuations of a prompt are put in order, best first, or None.
+    """
+
+    how: Generation | Beam | ContrastiveSearch = Generation()
+    cut: CutRepeats | None = None
+    rerank: Rerank | None = None
+
+
+generate = Writing  # the name that gin files and --gin_param bind
+
+
+class Text(NamedTuple):
+    """One continuation: its text, log-probabilities of its tokens (of a beam their sum alone), whether it ended."""
+
+    text: str
+    log_probability: float
+    token_log_probabilities: list[float] | None
+    ended: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """A trained model, or two held against each other, that continues text."""
+
+    model: Model | Contrast
+    tokenizer: Tokenizer
+    limits: tuple[int, ...]  # of learned positions
+
+    def read(self, texts: Sequence[str], tokens: int) -> tuple[Tokens, Tokens | None]:
+        """Prompts as what the rows begin with and, for an encoder-decoder, the source.
+
+        Raises:
+          ValueError: a prompt is empty for an encoder, or longer than the model's positions reach.
+        """
+        lines = [self.tokenizer.encode(text) for text in texts]
+        line = functools.partial(prompt, pad=self.tokenizer.pad, vocab=self.tokenizer.vocab_size)
+        if self.model.reads_source:
+            self._fits(max(map(len, lines)), 1 + tokens)
+            source = line(lines, length=rounded(lines), given=False)
+            return line([[self.tokenizer.bos]] * len(lines), given=False), source
+        lines = [np.concatenate([[self.tokenizer.bos], line]) for line in lines]
+        self._fits(max(map(len, lines)) + tokens)
+        return line(lines, length=rounded(lines)), None
+
+    def begin(self, texts: Sequence[str], keys: Any, how: Generation) -> Generated:
+        """Read the prompts; no token is added yet."""
+        given, source = self.read(texts, how.tokens)
+        return _begin(self.model, given, keys, how, source=source)
+
+    def written(self, now: Generated) -> list[str]:
+        """What has been written, row by row, without the prompt and the end."""
+        history = jax.device_get(now.history)
+        rows = zip(history.ids, history.prompt, history.length, strict=True)
+        return [self.decoded(ids[first:last]) for ids, first, last in rows]
+
+    def decoded(self, ids: np.ndarray) -> str:
+        """Text of new tokens, without the end."""
+        return self.tokenizer.decode(ids[ids != self.tokenizer.eos])
+
+    def texts(self, texts: Sequence[str], keys: Any, how: Any, each: int) -> list[list[Text]]:
+        """Continuations of each prompt: one, but of a beam search the `each` best.
+
+        Raises:
+          ValueError: as `read`, or a pair of models is to be searched by hidden states.
+        """
+        if isinstance(how, Beam):
+            given, source = self.read(texts, how.tokens)
+            found = jax.device_get(_beams(self.model, given, how, source=source))
+            return [[self._beam(found, row, place) for place in range(each)] for row in range(len(texts))]
+        if isinstance(how, ContrastiveSearch):
+            if isinstance(self.model, Contrast):
+                raise ValueError("ContrastiveSearch reads the hidden states of one model; drop --amateur_dir")
+            given, source = self.read(texts, how.tokens)
+            done = _contrastive(self.model, given, how, source=source)
+        else:
+            done = advance(self.model, self.begin(texts, keys, how), how, None)
+        scores, sizes, ended = jax.device_get((done.log_probability, done.history.new, done.ended))
+        own = [scores[row, : sizes[row]].tolist() for row in range(len(texts))]
+        rows = zip(self.written(done), own, ended, strict=True)
+        return [[Text(text, sum(scores), scores, bool(over))] for text, scores, over in rows]
+
+    def _beam(self, found: Any, row: int, place: int) -> Text:
+        ids = found.ids[row, place, : found.length[row, place]]
+        ended = bool(len(ids)) and ids[-1] == self.tokenizer.eos
+        return Text(self.decoded(ids), float(found.log_probability[row, place]), None, bool(ended))
+
+    def _fits(self, *lengths: int) -> None:
+        for length in lengths:
+            short = [limit for limit in self.limits if limit < length]
+            if short:
+                raise ValueError(
+                    f"{length} tokens of prompt and text, but the model's learned positions end at {min(short)}; "
+                    "shorten the prompt or --tokens"
+                )
+
+
+_begin = jax.jit(engine.begin, static_argnums=3)
+advance = jax.jit(engine.advance, static_argnums=(2, 3))
+_beams = jax.jit(search.search, static_argnums=2)
+_contrastive = jax.jit(contrastive.search, static_argnums=2)
+
+
+def load(folder: Path, data_dir: str | None, flag: str = "--run_dir") -> Writer:
+    """The parameters of a run's newest checkpoint, averaged ones where there are.
+
+    Raises:
+      ConfigError: there is no run.
+      CheckpointError: it has no checkpoint that is whole.
+    """
+    if not (folder / "config.gin").exists():
+        raise configs.ConfigError(
+            f"{flag}={folder}: no config.gin there; expected the folder of a training run"
+        )
+    planned, _ = experiment.load([str(folder / "config.gin")])
+    text = experiment.dataset(planned.data, data_dir)
+    functions = experiment.trainer(planned, text.tokenizer.vocab_size)
+    state = jax.eval_shape(functions.initial, jax.random.key(0), planned.numbers)
+    field = "params" if state.average is None else "average"
+    with Checkpoints(folder / "checkpoints", planned.keep) as checkpoints:
+        params, _ = checkpoints.restore_params(state.params, field=field)
+    limits = [stack.positions.limit for stack in experiment.stacks(planned.model)]
+    return Writer(
+        functions.model(params), text.tokenizer, tuple(limit for limit in limits if limit is not None)
+    )
+
+
+def held_against(expert: Writer, amateur: Writer, *, strength: float, plausible: float) -> Writer:
+    """An expert beside an amateur; see `contrast.Contrast`.
+
+    Raises:
+      ConfigError: they do not have one tokenizer.
+    """
+    if expert.tokenizer != amateur.tokenizer:
+        raise configs.ConfigError(
+            f"--amateur_dir has the tokenizer {amateur.tokenizer}, --run_dir has {expert.tokenizer}: expected one"
+        )
+    pair = Contrast(expert.model, amateur.model, strength=strength, plausible=plausible)
+    return Writer(pair, expert.tokenizer, expert.limits + amateur.limits)
