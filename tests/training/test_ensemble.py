@@ -83,3 +83,17 @@ def test_members_that_diverge_or_are_stopped_freeze_and_the_others_go_on():
         close(after[2].params, before[2], 1e-4)
     group, _ = engine.step(group, engine.place(batches(2)), np.ones(3, bool))
     assert [int(engine.member(group, index).step) for index in range(3)] == [2, 1, 3]  # diverged is diverged
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_step_takes_the_old_state_over(several):
+    """Every buffer of it: two states would not fit where one just does."""
+    trainer = shared()
+    engine = Ensemble(trainer, len(MEMBERS)) if several else Solo(trainer, rows=4)
+    count = len(MEMBERS) if several else 1
+    group = engine.join(fresh(trainer)[:count])
+    new, _ = engine.step(group, engine.place(batches(0)[:count]), np.ones(count, bool))
+    old = [leaf for leaf in jax.tree.leaves(group) if isinstance(leaf, jax.Array)]
+    assert len(old) > 20
+    assert [leaf.shape for leaf in old if not leaf.is_deleted()] == []
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))

@@ -37,6 +37,7 @@ FAMILIES = {
     "prefix": DecoderConfig(stack=stack(positions=T5Bias(), **HEADS), mask=Prefix()),
     "encoder": EncoderConfig(stack=stack(**HEADS), mask=Full()),
     "encoder_decoder": EncoderDecoderConfig(encoder=stack(**HEADS), decoder=stack(**HEADS)),
+    "encoder_decoder_tied": EncoderDecoderConfig(encoder=stack(**HEADS), decoder=stack(**HEADS), tied=True),
     "memory": DecoderConfig(stack=stack(memory=Recurrent(length=6), **HEADS), mask=Window(4)),
 }
 MESHES = {
@@ -51,12 +52,13 @@ CASES = [  # every family, and every mesh
     ("prefix", "sequence"),
     ("encoder", "fsdp_tensor"),
     ("encoder_decoder", "fsdp"),
+    ("encoder_decoder_tied", "fsdp_tensor"),
     ("memory", "data"),
 ]
 
 
 def batches(family, rows=ROWS):
-    source = 6 if family == "encoder_decoder" else None
+    source = 6 if isinstance(FAMILIES[family], EncoderDecoderConfig) else None
     return [batch(step, rows=rows, source=source, start=6 * step) for step in range(STEPS)]
 
 

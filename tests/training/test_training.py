@@ -4,23 +4,29 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import optax
 import pytest
+from rich.console import Console
 from test_checkpoints import mounted
 
-from experiments import configs
+from experiments import configs, experiment, running
 from research.attention.masks import Slots
+from research.attention.positions import T5Bias
 from research.batch import Batch, Tokens
 from research.models.config import BlockSpec, StackConfig
 from research.models.families import DecoderConfig
-from research.training import losses, optimizers
+from research.training import loop, losses, optimizers
+from research.training.checkpoints import CheckpointError, Keep
 from research.training.step import Trainer
 
 VOCAB = 40
@@ -118,6 +124,48 @@ def test_evaluation_ignores_padding_batches_and_refuses_to_report_on_nothing():
         functions.evaluate(params, [empty])
 
 
+@pytest.mark.parametrize(
+    ("named", "precision"), [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT")]
+)
+def test_every_product_of_a_step_has_the_precision_that_was_asked_for(named, precision):
+    """Rotary angles are turned at the highest one whatever it is, so the model has none."""
+    config = dataclasses.replace(CONFIG, stack=dataclasses.replace(CONFIG.stack, positions=T5Bias()))
+    functions = trainer(optimizers.AdamW(), config)
+    state = jax.eval_shape(functions.initial, jax.random.key(0))
+    with running.surroundings(SimpleNamespace(matmul_precision=named), None):
+        traced = str(jax.make_jaxpr(functions.update)(state, batch()))
+    assert traced.count("dot_general[") > 10
+    assert set(re.findall(r"precision=\(?(?:Precision\.)?(\w+)", traced)) == {precision}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
+@pytest.mark.parametrize(("keep", "named"), [("1", "kept"), ("0", "system")])
+def test_memory_is_kept_as_the_record_of_a_run_says(keep, named):
+    """Half a gigabyte that was freed is still the process's, or the system's."""
+    code = (
+        "import os, pathlib, numpy as np; from experiments import start; start.process()\n"
+        "held = np.ones(2**26); del held\n"
+        "pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])\n"
+        "print(start.settings()['allocator'], pages * os.sysconf('SC_PAGE_SIZE'))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=configs.ROOT,
+        env={**os.environ, "RESEARCH_KEEP_MEMORY": keep},
+        capture_output=True,
+        text=True,
+    )
+    allocator, resident = said.stdout.split()
+    assert allocator == named
+    assert (int(resident) > 2**29) == (named == "kept")
+
+
+def test_the_peak_of_a_cpu_is_that_of_all_processes(monkeypatch):
+    monkeypatch.setattr(running.hardware, "measured_roof", lambda: 1e9)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert running._peak_flops(None) == 2e9
+
+
 CORPORA = {
     "files": "pipeline.Data.corpus = @local.TextFiles()\nlocal.TextFiles.pattern = '{}/old/*.txt'\n",
     "mixture": (
@@ -135,14 +183,14 @@ CORPORA = {
 }
 
 
-def run(folder, *bindings, texts=None, corpus="files", wait=True):
-    """Train for 600 steps on a few files, in a process of its own."""
-    texts = texts or folder.parent
+def configured(texts, corpus="files"):
+    """A gin file of 600 steps on a few files, which are written too."""
     for number, name in enumerate(["old", "new"] * 40):
         (texts / name).mkdir(exist_ok=True)
         words = np.random.default_rng(number).choice(["red", "green", "blue", "one", "two", "three"], 150)
         (texts / name / f"{number}.txt").write_text(" ".join(words))
-    (texts / "files.gin").write_text(
+    path = texts / "files.gin"
+    path.write_text(
         "from __gin__ import dynamic_registration\n"
         "from experiments import experiment\n"
         "from research.data import local\n"
@@ -160,10 +208,15 @@ def run(folder, *bindings, texts=None, corpus="files", wait=True):
         "loop.Plan.log_every = 25\n"
         "loop.Plan.evaluate_every = 300\n"
     )
+    return ["configs/architecture/prefix_lm.gin", "configs/scale/smoke.gin", str(path)]
+
+
+def run(folder, *bindings, texts=None, corpus="files", wait=True):
+    """Train in a process of its own."""
     words = [
         *(sys.executable, "-m", "experiments.train", f"--run_dir={folder}"),
-        *("--gin_file=configs/architecture/prefix_lm.gin", "--gin_file=configs/scale/smoke.gin"),
-        *(f"--gin_file={texts / 'files.gin'}", *(f"--gin_param={binding}" for binding in bindings)),
+        *(f"--gin_file={path}" for path in configured(texts or folder.parent, corpus)),
+        *(f"--gin_param={binding}" for binding in bindings),
     ]
     process = subprocess.Popen(words, cwd=configs.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if wait:
@@ -261,3 +314,47 @@ def test_a_full_disk_ends_a_run_in_one_line_and_loses_nothing_that_was_written(t
         assert [line["step"] for line in lines(folder) if "loss" in line] == list(range(25, 601, 25))
         assert lines(folder)[: len(logged)] == logged
         assert json.loads((folder / "run.json").read_text())["status"] == "done"
+
+
+def job(tmp_path, *bindings, name="run", **changes):
+    planned, config = experiment.load(configured(tmp_path), bindings)
+    return running.Job(dataclasses.replace(planned, **changes), config, tmp_path / name, name)
+
+
+@pytest.mark.parametrize(
+    ("plan", "keep", "wrong"),
+    [
+        (
+            {"checkpoint_every": 5},
+            Keep(best=1),
+            "no checkpoint is both evaluated and saved before step 20: set Plan",
+        ),
+        (
+            {"evaluate_every": 4, "checkpoint_every": 5},
+            Keep(best=1),
+            "Plan.checkpoint_every = 5 so that they meet",
+        ),
+        pytest.param(
+            {"evaluate_every": 5, "checkpoint_every": 5},
+            Keep(best=1, metric="los"),
+            r"Keep.metric = 'los': expected one of \['validation_bits_per_byte', 'validation_loss'\]",
+            marks=SLOW,
+        ),
+    ],
+)
+def test_a_best_checkpoint_that_there_would_never_be_is_refused(tmp_path, plan, keep, wrong):
+    one = job(tmp_path, steps=20, plan=loop.Plan(**plan), keep=keep)
+    with pytest.raises(ValueError, match=wrong):
+        running.run(one, console=Console(quiet=True))
+
+
+@SLOW
+def test_a_member_of_an_ensemble_that_cannot_begin_ends_nobody_else(tmp_path):
+    jobs = [job(tmp_path, name=f"run-{seed}", seed=seed, steps=4) for seed in range(3)]
+    jobs[1].folder.mkdir()
+    (jobs[1].folder / "checkpoints").write_text("")  # no folder can be made there
+    first, second, third = running.run_all(jobs, console=Console(quiet=True))
+    assert isinstance(second, CheckpointError)
+    assert json.loads((jobs[1].folder / "run.json").read_text())["status"] == "failed"
+    for found in (first, third):
+        assert found["metrics"]["loss"] > 0
