@@ -234,8 +234,11 @@ def main(argv: list[str]) -> int:
             return 0
         found = records(writer, texts, planned, each=FLAGS.n, seed=FLAGS.seed, rows=FLAGS.batch)
         with open(FLAGS.out, "w") if FLAGS.out else contextlib.nullcontext(sys.stdout) as file:
-            bar = {"total": len(texts) * FLAGS.n, "console": Console(stderr=True), "transient": True}
-            for record in track(found, "texts", disable=not sys.stderr.isatty(), **bar):
+            total, console = len(texts) * FLAGS.n, Console(stderr=True)
+            found = track(
+                found, "texts", total, console=console, transient=True, disable=not console.is_terminal
+            )
+            for record in found:
                 print(json.dumps(record, ensure_ascii=False), file=file, flush=True)
     except (KeyboardInterrupt, EOFError):
         print()

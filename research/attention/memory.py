@@ -171,7 +171,7 @@ class KeyValues:
 
     Attributes:
       slots: of the cache's places, [b n].
-      layers: (k, v) for each place of the stack's pattern, [L b g n d]: as a product with one query reads them.
+      layers: (k, v) for each place of the stack's pattern, [L b g d n] and [L b g n d], see `kept`.
       cursor: i32[], tokens read, padding included.
       kind: `Whole` or `Rolling`.
     """
@@ -196,9 +196,16 @@ class KeyValues:
             coords=None if slots.coords is None else room(slots.coords, 1),
         )
         index = kind.index(0, slots)
-        heads_first = jax.tree.map(lambda leaf: leaf.swapaxes(2, 3), layers)
-        written = jax.tree.map(lambda new: _put(room(new, 3), new, index, rows=1, axis=3), heads_first)
-        return KeyValues(_written(empty, slots, index), written, jnp.asarray(n, jnp.int32), kind)
+
+        def written(k: Array, v: Array) -> tuple[Array, Array]:
+            k, v = kept(k, v)
+            return (
+                _put(room(k, 4), k, index, rows=1, axis=4),
+                _put(room(v, 3), v, index, rows=1, axis=3),
+            )
+
+        layers = [written(*layer) for layer in layers]
+        return KeyValues(_written(empty, slots, index), layers, jnp.asarray(n, jnp.int32), kind)
 
     def reader(self, slots: Slots) -> "CacheReader":
         """Reads the cache and the next tokens, at `slots` [b t]."""
@@ -232,16 +239,24 @@ class CacheReader:
     collect: bool = False
 
     def read(self, state: tuple[Array, Array], x: Array, layer: Layer) -> Reading:
-        """The layer's cache with the keys and values of `x`: [b n g d] to be read, [b g n d] to be kept."""
+        """The layer's cache with the keys and values of `x`, to be read and to be kept."""
         k, v = layer.keys(x)
         if self.kind.turned:
             k = layer.turn(k, self.queries)
-        held = tuple(
-            _put(old, new.swapaxes(1, 2), self.index, rows=0, axis=2)
-            for old, new in zip(state, (k, v), strict=True)
-        )
-        k, v = (leaf.swapaxes(1, 2) for leaf in held)
+        k, v = kept(k, v)
+        held = _put(state[0], k, self.index, axis=3), _put(state[1], v, self.index, axis=2)
+        k, v = lines(*held)
         return Reading(k if self.kind.turned else layer.turn(k, self.keys), v, self.keys, held, 0.0)
+
+
+def kept(k: Array, v: Array) -> tuple[Array, Array]:
+    """Keys and values [*b n g d] as [*b g d n] and [*b g n d]: so a product with one query reads them as they lie."""
+    return jnp.moveaxis(k, -3, -1), jnp.swapaxes(v, -3, -2)
+
+
+def lines(k: Array, v: Array) -> tuple[Array, Array]:
+    """What was `kept`, as keys and values [*b n g d]."""
+    return jnp.moveaxis(k, -1, -3), jnp.swapaxes(v, -3, -2)
 
 
 # Slots: written, gathered, continued.

@@ -26,7 +26,7 @@ class Cache:
     Attributes:
       own: keys and values, or the memory of a stack that has one.
       source: slots of the source, where there is one.
-      known: keys and values of the source for each place of the pattern, [L b g s d].
+      known: keys and values of the source for each place of the pattern, as `memory.kept` leaves them.
     """
 
     own: KeyValues | Recurrence

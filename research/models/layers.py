@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from research.attention import sharded
+from research.attention import memory, sharded
 from research.attention.core import attend, received
 from research.attention.dense import kept
 from research.attention.masks import Full, Mask, Slots
@@ -285,7 +285,8 @@ class Block(nnx.Module):
         Args:
           x: hidden states.
           reader: gives the keys of self-attention; see `research.attention.memory`.
-          state: what the reader holds for this layer, and the source's keys and values [b g s d], if known already.
+          state: what the reader holds for this layer, and the source's keys and values, as `memory.kept` leaves them,
+            if known already.
           mask: of self-attention.
           positions: the block's built position scheme.
           source: what to cross-attend to.
@@ -301,10 +302,10 @@ class Block(nnx.Module):
         if self.cross is not None and source is not None:
             attention = self.cross.inner
             if known is None:
-                known = tuple(leaf.swapaxes(1, 2) for leaf in attention.keys(source.hidden))
+                known = memory.kept(*attention.keys(source.hidden))
             out = attention(
                 attention.queries(self.cross.input(x)),
-                *(leaf.swapaxes(1, 2) for leaf in known),  # kept as a product with one query reads them
+                *memory.lines(*known),
                 mask=source.mask,
                 q_slots=dataclasses.replace(reader.queries, start=None),  # places of two lines do not compare
                 k_slots=dataclasses.replace(source.slots, start=None),
