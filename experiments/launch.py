@@ -43,7 +43,7 @@ class Cell:
     @functools.cached_property
     def job(self) -> running.Job:
         """What there is to run; the name of its folder and its row says which experiment it is."""
-        planned, config = self.study.experiment(self.arm, self.seed)
+        planned, config = self.study.experiment(self.arm, self.seed, self.data_dir)
         name = f"{self.arm}-s{self.seed}-{planned.key()[:12]}"
         return running.Job(planned, config, self.runs / name, self.title)
 
@@ -180,6 +180,10 @@ def main(argv: list[str]) -> int:
         cells = [
             Cell(planned, arm, seed, runs, rows, FLAGS.data_dir) for arm in arms for seed in planned.seeds
         ]
+        for arm in arms:
+            if (found := planned.matched(arm, FLAGS.data_dir)) is not None:
+                knob = f"{planned.knobs[arm][0]} = {found.value}, " if arm in planned.knobs else ""
+                console.print(f"{arm}  {knob}{planned.match} {found.residual:+.2%}", highlight=False)
         todo = missing(cells)
         console.print(f"{planned.name}/{planned.scale}: {len(todo)} of {len(cells)} cells to run")
         if FLAGS.dry_run:

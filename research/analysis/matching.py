@@ -41,32 +41,16 @@ class Match:
         return self.measured / self.target - 1
 
 
-def match(
-    arm: Any,
-    *,
-    by: str,
-    target: float,
-    knob: str | Sequence[str],
-    cost: Callable[[Any], Budget],
-    low: int = 1,
-    high: int = 2**20,
-    multiple: int = 1,
-    tolerance: float = TOLERANCE,
-) -> Match:
-    """The arm with its knob turned so that it costs `target`.
+def match(arm: Any, *, knob: str | Sequence[str], **options: Any) -> Match:
+    """The arm with its knob turned so that it costs what it should.
 
     Args:
       arm: to be changed.
-      by: a name of MEASURES.
-      target: what it should cost; see `total`.
       knob: path or paths of the integer to turn; what is measured must grow with it.
-      cost: the budget of a batch of an arm.
-      low, high: the range of the knob.
-      multiple: what its value has to be a multiple of, e.g. the number of heads for a width.
-      tolerance: the greatest |residual|.
+      options: see `turned_to`.
 
     Raises:
-      ValueError: no such measure or path, the arm refuses a value, or no value comes close enough; one line.
+      ValueError: no such path, and as `turned_to`.
     """
     paths = (knob,) if isinstance(knob, str) else tuple(knob)
 
@@ -76,6 +60,37 @@ def match(
             changed = replaced(changed, path, value)
         return changed
 
+    return turned_to(turned, " and ".join(paths), **options)
+
+
+def turned_to(
+    turned: Callable[[int], Any],
+    knob: str,
+    *,
+    by: str,
+    target: float,
+    cost: Callable[[Any], Budget],
+    low: int = 1,
+    high: int = 2**20,
+    multiple: int = 1,
+    tolerance: float = TOLERANCE,
+) -> Match:
+    """The arm that costs `target`, of those that a knob can be turned to.
+
+    Args:
+      turned: a value of the knob to the arm that has it; what is measured must grow with it.
+      knob: what it is called where something is wrong.
+      by: a name of MEASURES.
+      target: what it should cost; see `total`.
+      cost: the budget of a batch of an arm.
+      low, high: the range of the knob.
+      multiple: what its value has to be a multiple of, e.g. the number of heads for a width.
+      tolerance: the greatest |residual|.
+
+    Raises:
+      ValueError: no such measure, the arm refuses a value, or no value comes close enough; one line.
+    """
+
     def measure(step: int) -> float:
         changed = turned(step * multiple)
         return total(cost(changed), changed.steps, by)
@@ -84,8 +99,8 @@ def match(
     found = Match(arm=turned(step * multiple), value=step * multiple, measured=measured, target=target)
     if abs(found.residual) > tolerance:
         raise ValueError(
-            f"match by {by!r}: {' and '.join(paths)} = {found.value} is nearest, but costs {measured:.6g} for a target "
-            f"of {target:.6g} ({found.residual:+.1%}), expected within {tolerance:.0%}; choose a finer knob"
+            f"match by {by!r}: {knob} = {found.value} is nearest, but costs {measured:.6g} for a target of "
+            f"{target:.6g} ({found.residual:+.1%}), expected within {tolerance:.0%}; choose a finer knob"
         )
     return found
 

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import configs, launch
+from experiments import configs, experiment, launch, study
+from research.analysis import matching
 
 
 def started(folder, *words, **environment):
@@ -64,6 +65,59 @@ def project(tmp_path):
         + "pipeline.Data.corpus = @corpora.StandardLibrary()\n"
     )
     return tmp_path
+
+
+@pytest.fixture
+def matched(project, monkeypatch):
+    """That study, its arms made to cost the same training FLOPs."""
+    study_file = project / "configs" / "tiny" / "study.gin"
+
+    def write(**changes):
+        lines = [f"study.Table.{name} = {value!r}\n" for name, value in changes.items()]
+        study_file.write_text(study_file.read_text() + "".join(lines))
+        return study.load("tiny", "smoke")
+
+    monkeypatch.setattr(configs, "ROOT", project)
+    monkeypatch.chdir(project)
+    yield write
+    study._matched.cache_clear()
+
+
+@pytest.mark.parametrize("knob", [("StackConfig.hidden", 4), ("train.steps", 1)])
+def test_a_knob_is_turned_until_an_arm_costs_what_its_baseline_costs(matched, knob):
+    by = "flops" if knob[0] == "StackConfig.hidden" else "loss_tokens"
+    objective = "include 'configs/objective/causal_lm.gin'\n"  # twice the targets of a prefix language model
+    arm = configs.ROOT / "configs" / "tiny" / "causal.gin"
+    arm.write_text(arm.read_text().replace("include 'configs/objective/prefix_lm.gin'\n", objective))
+    planned = matched(match=by, knobs={"prefix": knob})
+    experiments = [planned.experiment(arm, 1)[0] for arm in ("causal", "prefix")]
+    totals = [
+        matching.total(experiment.cost(one.model, one.data, None), one.steps, by) for one in experiments
+    ]
+    found = planned.matched("prefix")
+    assert totals[1] / totals[0] - 1 == pytest.approx(found.residual)
+    assert abs(found.residual) < 0.02
+    text = planned.experiment("prefix", 1)[1]
+    assert experiments[1].seed == 1
+    assert f"{knob[0].split('.')[1]} = {found.value}" in text  # the run's own config says it
+
+
+def test_an_arm_that_cannot_be_matched_is_one_line(matched):
+    planned = matched(match="params", knobs={"prefix": ("StackConfig.layers", 1)})
+    assert planned.experiment("causal", 0)[0].steps == 4  # the baseline costs what it costs
+    arm = configs.ROOT / "configs" / "tiny" / "prefix.gin"
+    arm.write_text(arm.read_text() + "from research.models import config\nconfig.StackConfig.hidden = 1000\n")
+    for knobs, wrong in [
+        ({"prefix": ("StackConfig.layers", 1)}, "StackConfig.layers = 1 is nearest"),
+        ({}, "which no knob of Table.knobs turns"),
+        ({"prefix": ("StackConfig.hiden", 1)}, "did you mean 'hidden'"),
+    ]:
+        planned = matched(match="params", knobs=knobs)
+        with pytest.raises(configs.ConfigError, match=wrong) as raised:
+            planned.experiment("prefix", 0)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(configs.ConfigError, match="names 'suffix', which is none of Table.arms"):
+        matched(match="params", knobs={"suffix": ("train.steps", 1)})
 
 
 def cells(project):
