@@ -267,6 +267,7 @@ def test_a_row_that_cannot_be_written_is_named_and_the_others_are_kept(monkeypat
     assert loss == 2.0
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_named_and_the_others_are_kept(project):
     arm = project / "configs" / "tiny" / "prefix.gin"
     arm.write_text(

@@ -130,6 +130,7 @@ def test_contrastive_decoding_is_its_definition(strength, plausible):
     assert texts(found) == [literal_contrast(model, line, strength, plausible) for line in LINES]
 
 
+@pytest.mark.slow
 def test_an_amateur_without_strength_changes_nothing_and_beams_search_a_pair_too():
     model = pair(strength=0.0, plausible=0.0)
     found = [

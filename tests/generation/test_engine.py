@@ -89,6 +89,7 @@ def test_greedy_text_of_ragged_prompts_is_that_of_full_passes(scheme, mask, cach
     ]
 
 
+@pytest.mark.slow
 def test_layers_of_a_pattern_keep_their_own_masks():
     pattern = (BlockSpec(mask=WINDOW), BlockSpec())
     model = build(DecoderConfig(stack=stack(pattern=pattern)))

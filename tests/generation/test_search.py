@@ -73,6 +73,7 @@ def test_one_beam_is_greedy_until_it_ends():
         assert np.asarray(found.ids[row, 0]).tolist() == texts(greedy)[row][len(line) :]
 
 
+@pytest.mark.slow
 def test_more_beams_find_texts_at_least_as_likely_and_rows_do_not_mix():
     model = build(DecoderConfig(stack=stack()))
     lines = [[1, 5, 9, 4], [1, 7], [1, 3, 3, 8, 12, 6]]

@@ -87,6 +87,7 @@ def test_accumulation_has_the_gradient_of_the_large_batch_with_dropout_and_unequ
     assert also_said["weight"] == said["weight"]
 
 
+@pytest.mark.slow
 def test_a_mean_of_means_is_another_gradient():
     """What the test above would miss if rows had equal weight."""
     one = batch()

@@ -242,7 +242,7 @@ def lines(folder):
 @pytest.mark.parametrize(
     ("number", "corpus"),
     [
-        (signal.SIGKILL, "files"),
+        pytest.param(signal.SIGKILL, "files", marks=SLOW),
         pytest.param(signal.SIGTERM, "files", marks=SLOW),
         pytest.param(signal.SIGKILL, "mixture", marks=SLOW),
     ],
