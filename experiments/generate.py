@@ -4,6 +4,7 @@ A decoder goes on where the prompt ends; an encoder-decoder reads the prompt and
 shown as it is written; more go through in batches and are written as JSON lines, to --out or as they are done.
 """
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -87,6 +88,10 @@ def of_flags() -> Writing:
     """
     cut = CutRepeats() if FLAGS.cut_repeats else None
     chain = [made(FLAGS[name].value) for name, made in PROCESSORS.items() if _asked(name)]
+    if FLAGS.beams is None and FLAGS["length_penalty"].present:
+        raise configs.ConfigError(
+            "--length_penalty says nothing without --beams; drop it or search with beams"
+        )
     if FLAGS.beams is None and FLAGS.contrastive is None:
         choice = Greedy() if FLAGS.temperature == 0 else Sample()
         how = Generation(choice=choice, processors=Chain(processors=tuple(chain)))
@@ -145,7 +150,7 @@ def shown(writer: Writer, text: str, key: Any, planned: Writing) -> None:
     while not done:
         now = writing.advance(writer.model, now, how, PIECE)
         done = int(now.step) == how.tokens or bool(now.ended.all())
-        (said,) = writer.written(now)
+        (said,) = writer.written(now, how.end)
         whole = said if done else said.rstrip("\ufffd")  # the rest of a character may come
         print(whole[printed:], end="", flush=True)
         printed = len(whole)
@@ -175,7 +180,8 @@ def records(
     # A search finds all of a prompt's continuations at once; drawn ones are rows of their own.
     wanted = [(index, sample) for index in range(len(texts)) for sample in range(each if draws else 1)]
     wanted.sort(key=lambda one: len(texts[one[0]]))  # little padding
-    waiting: dict[int, list[dict[str, Any]]] = {}
+    left = collections.Counter(index for index, _ in wanted)
+    waiting: dict[int, list[tuple[float, dict[str, Any]]]] = {}
     for first in range(0, len(wanted), rows):
         part = wanted[first : first + rows]
         keys = jax.vmap(lambda place: key_of(seed, *place))(np.asarray(part))
@@ -183,13 +189,14 @@ def records(
         for (index, sample), continuations in zip(part, found, strict=True):
             for place, one in enumerate(continuations):
                 record = _record(texts[index], index, sample + place, one, planned.cut)
-                if planned.rerank is None:
+                # Rated as it was written: what is cut out is the repetition that is to be counted.
+                rate = one.log_probability / one.tokens
+                cost = 0.0 if planned.rerank is None else planned.rerank.cost(one.text, rate)
+                waiting.setdefault(index, []).append((cost, record))
+            left[index] -= 1
+            if planned.rerank is None or not left[index]:
+                for _, record in sorted(waiting.pop(index, []), key=lambda rated: rated[0]):
                     yield record
-                    continue
-                waiting.setdefault(index, []).append(record)
-                if len(waiting[index]) == each:
-                    cost = planned.rerank.cost
-                    yield from sorted(waiting.pop(index), key=lambda one: cost(one["text"], _rated(one)))
 
 
 def _record(text: str, index: int, sample: int, one: Text, cut: CutRepeats | None) -> dict[str, Any]:
@@ -207,11 +214,6 @@ def _record(text: str, index: int, sample: int, one: Text, cut: CutRepeats | Non
     }
 
 
-def _rated(record: dict[str, Any]) -> float:
-    """Log-probability a token: longer texts would lose by their length alone."""
-    return record["log_probability"] / max(len(record["token_log_probabilities"] or [0]), 1)
-
-
 def main(argv: list[str]) -> int:
     """Continue the prompts. Returns the exit code."""
     if len(argv) > 1:
@@ -219,6 +221,12 @@ def main(argv: list[str]) -> int:
     start.process()
     try:
         writer = writing.load(Path(FLAGS.run_dir), FLAGS.data_dir)
+        if not FLAGS.amateur_dir and (
+            FLAGS["amateur_strength"].present or FLAGS["amateur_plausible"].present
+        ):
+            raise configs.ConfigError(
+                "--amateur_strength and --amateur_plausible say nothing without --amateur_dir"
+            )
         if FLAGS.amateur_dir:
             amateur = writing.load(Path(FLAGS.amateur_dir), FLAGS.data_dir, "--amateur_dir")
             options = {"strength": FLAGS.amateur_strength, "plausible": FLAGS.amateur_plausible}

@@ -45,9 +45,12 @@ generate = Writing  # the name that gin files and --gin_param bind
 
 
 class Text(NamedTuple):
-    """One continuation: its text, log-probabilities of its tokens (of a beam their sum alone), whether it ended."""
+    """One continuation: its text and how many tokens that is, their log-probabilities (of a beam the sum alone), and
+    whether it ended.
+    """
 
     text: str
+    tokens: int
     log_probability: float
     token_log_probabilities: list[float] | None
     ended: bool
@@ -82,18 +85,18 @@ class Writer:
         given, source = self.read(texts, how.tokens)
         return _begin(self.model, given, keys, how, source=source)
 
-    def written(self, now: Generated) -> list[str]:
+    def written(self, now: Generated, end: Sequence[int]) -> list[str]:
         """What has been written, row by row, without the prompt and the end."""
         history = jax.device_get(now.history)
         rows = zip(history.ids, history.prompt, history.length, strict=True)
-        return [self.decoded(ids[first:last]) for ids, first, last in rows]
+        return [self.decoded(ids[first:last], end) for ids, first, last in rows]
 
-    def decoded(self, ids: np.ndarray) -> str:
-        """Text of new tokens, without the end."""
-        return self.tokenizer.decode(ids[ids != self.tokenizer.eos])
+    def decoded(self, ids: np.ndarray, end: Sequence[int]) -> str:
+        """Text of new tokens, without the one that ended it."""
+        return self.tokenizer.decode(ids[:-1] if _ended(ids, end) else ids)
 
     def texts(self, texts: Sequence[str], keys: Any, how: Any, each: int) -> list[list[Text]]:
-        """Continuations of each prompt: one, but of a beam search the `each` best.
+        """Continuations of each prompt: one, but of a beam search the `each` best, or all there are.
 
         Raises:
           ValueError: as `read`, or a pair of models is to be searched by hidden states.
@@ -101,23 +104,24 @@ class Writer:
         if isinstance(how, Beam):
             given, source = self.read(texts, how.tokens)
             found = jax.device_get(_beams(self.model, given, how, source=source))
-            return [[self._beam(found, row, place) for place in range(each)] for row in range(len(texts))]
+            whole = found.log_probability[:, :each] > search.NEVER / 2
+            return [
+                [self._beam(found, row, place, how) for place in np.flatnonzero(there)]
+                for row, there in enumerate(whole)
+            ]
         if isinstance(how, ContrastiveSearch):
-            if isinstance(self.model, Contrast):
-                raise ValueError("ContrastiveSearch reads the hidden states of one model; drop --amateur_dir")
             given, source = self.read(texts, how.tokens)
             done = _contrastive(self.model, given, how, source=source)
         else:
             done = advance(self.model, self.begin(texts, keys, how), how, None)
         scores, sizes, ended = jax.device_get((done.log_probability, done.history.new, done.ended))
         own = [scores[row, : sizes[row]].tolist() for row in range(len(texts))]
-        rows = zip(self.written(done), own, ended, strict=True)
-        return [[Text(text, sum(scores), scores, bool(over))] for text, scores, over in rows]
+        rows = zip(self.written(done, how.end), own, ended, strict=True)
+        return [[Text(text, len(scores), sum(scores), scores, bool(over))] for text, scores, over in rows]
 
-    def _beam(self, found: Any, row: int, place: int) -> Text:
-        ids = found.ids[row, place, : found.length[row, place]]
-        ended = bool(len(ids)) and ids[-1] == self.tokenizer.eos
-        return Text(self.decoded(ids), float(found.log_probability[row, place]), None, bool(ended))
+    def _beam(self, found: Any, row: int, place: int, how: Beam) -> Text:
+        ids, likely = found.ids[row, place, : found.length[row, place]], found.log_probability[row, place]
+        return Text(self.decoded(ids, how.end), len(ids), float(likely), None, _ended(ids, how.end))
 
     def _fits(self, *lengths: int) -> None:
         for length in lengths:
@@ -127,6 +131,10 @@ class Writer:
                     f"{length} tokens of prompt and text, but the model's learned positions end at {min(short)}; "
                     "shorten the prompt or --tokens"
                 )
+
+
+def _ended(ids: np.ndarray, end: Sequence[int]) -> bool:
+    return bool(len(ids)) and int(ids[-1]) in end
 
 
 _begin = jax.jit(engine.begin, static_argnums=3)

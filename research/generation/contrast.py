@@ -29,6 +29,10 @@ class Pair:
         """Row i of it is row `index[i]` of this one."""
         return Pair(self.expert.rows(index), self.amateur.rows(index))
 
+    def reordered(self, index: Any) -> "Pair":
+        """See `Cache.reordered`."""
+        return Pair(self.expert.reordered(index), self.amateur.reordered(index))
+
     def loose(self) -> "Pair":
         """See `Cache.loose`."""
         return Pair(self.expert.loose(), self.amateur.loose())
@@ -51,7 +55,7 @@ class Contrast:
       plausible: the paper's alpha, 0.1 there; 0 allows every token.
 
     Raises:
-      ValueError: a value out of range, or only one of the models reads a source.
+      ValueError: a value out of range.
     """
 
     expert: Any  # a model; Any, since a pytree is also built of tracers and shapes
@@ -81,7 +85,17 @@ class Contrast:
 
     @property
     def decoding(self) -> StackConfig:
-        """The expert's stack; the amateur's has a memory if and only if it has one."""
+        """The expert's stack.
+
+        Raises:
+          ValueError: only one of the models has a memory.
+        """
+        kept = [model.decoding.memory for model in (self.expert, self.amateur)]
+        if (kept[0] is None) != (kept[1] is None):
+            raise ValueError(
+                f"Contrast of models with StackConfig.memory = {kept[0]} and {kept[1]}: expected a memory in both or "
+                "none"
+            )
         return self.expert.decoding
 
     def unstacked(self) -> "Contrast":

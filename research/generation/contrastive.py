@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from research.batch import Tokens
+from research.generation.contrast import Contrast
 from research.generation.engine import Generated, lengths, reading
 from research.generation.processors import History
 from research.models.families import Model
@@ -39,7 +40,7 @@ class ContrastiveSearch:
 
 
 def search(
-    model: Model, given: Tokens, config: ContrastiveSearch, *, source: Tokens | None = None
+    model: Model | Contrast, given: Tokens, config: ContrastiveSearch, *, source: Tokens | None = None
 ) -> Generated:
     """The rows of `given` continued until they end; see `engine.begin` for what it may be.
 
@@ -47,8 +48,12 @@ def search(
     source of an encoder-decoder says is no repetition: only hidden states of the target count.
 
     Raises:
-      ValueError: as `engine.begin`.
+      ValueError: a pair of models, which have no common hidden states, and as `engine.begin`.
     """
+    if isinstance(model, Contrast):
+        raise ValueError(
+            "ContrastiveSearch compares the hidden states of one model; take the expert without amateur"
+        )
     rows, most = len(given.ids), config.tokens
     options = reading(model, given, most, source=source)
     model, sizes, row = model.unstacked(), lengths(given), np.arange(rows)
@@ -79,7 +84,7 @@ def search(
             ended=ended | jnp.isin(chosen, np.asarray(config.end, np.int32)),
             step=now.step + 1,
             logits=model.logits(hidden[row, choice]),
-            cache=kept.rows(jnp.repeat(some * row + choice, some)).loose(),
+            cache=kept.reordered(jnp.repeat(some * row + choice, some)).loose(),
             keys=now.keys,
         )
         return new, seen.at[row, place].set(direction[row, choice], mode="drop")

@@ -98,7 +98,8 @@ class Generated:
     Attributes:
       history: ids i32[b n], how many of them are there, and how many of these are the prompt (of an encoder-decoder:
         the tokens that its target began with).
-      log_probability: f32[b tokens], the model's own, before the processors, of each new token; 0 behind the last.
+      log_probability: f32[b tokens], the model's own (of a `Contrast`: of its logits), before the processors, of each
+        new token; 0 behind the last.
       ended: bool[b], whether the row came to an end of its own.
       step: i32[], new tokens of the longest row.
       logits: f32[b v], of the next token.

@@ -21,12 +21,12 @@ class NoisyEmbedding(Embedding):
         self.plain, self.keys, self.scale = plain, keys, scale
 
     def __call__(self, tokens: Tokens) -> Float[Array, "b n m"]:
-        """Vectors of the tokens. A draw depends on the row's key and the token's position, not on when it is read."""
+        """Vectors of the tokens. A draw depends on the row's key, the token and its position, whenever it is read."""
         x = self.plain(tokens)
-        position = jnp.broadcast_to(tokens.slots.position, x.shape[:2])
-        draw = jax.vmap(jax.vmap(_normal, (None, 0, None)), (0, 0, None))
+        position, ids = (jnp.broadcast_to(leaf, x.shape[:2]) for leaf in (tokens.slots.position, tokens.ids))
+        draw = jax.vmap(jax.vmap(_normal, (None, 0, 0, None)), (0, 0, 0, None))
         size = jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True))
-        return x + (self.scale * size * draw(self.keys, position, x.shape[-1])).astype(x.dtype)
+        return x + (self.scale * size * draw(self.keys, position, ids, x.shape[-1])).astype(x.dtype)
 
     def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
         """Scores of every token, by the table as it is."""
@@ -50,5 +50,6 @@ def noisy(model: Model | Contrast, keys: Any, scale: float) -> Any:
     return changed
 
 
-def _normal(key: Array, position: Array, size: int) -> Array:
-    return jax.random.normal(jax.random.fold_in(key, position), (size,))
+def _normal(key: Array, position: Array, token: Array, size: int) -> Array:
+    # The token too: those of a source and of a target have the same positions.
+    return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, position), token), (size,))

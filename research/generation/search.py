@@ -1,8 +1,8 @@
 """Beam search: the likeliest continuations, as far as so many beams can see.
 
-Each row has `size` unfinished beams and the best `size` finished ones. A step takes the likeliest 2 `size` ways to go
-on: those that end join the finished ones, the others that fit go on, so that ends never use up the beams. A row is done
-when no unfinished beam can still become better than its worst finished one.
+Each row has `size` unfinished beams and the best `size` finished ones. A step takes the likeliest ways to go on, `size`
+more than can end: those that end join the finished ones, the others that fit go on, so ends never use up the beams. A
+row is done when no unfinished beam can still become better than its worst finished one.
 
 In groups (diverse beam search, Vijayakumar et al. 2018) each group is such a search of its own, but a token costs it
 something for every beam of an earlier group that takes the same token in the same step.
@@ -89,6 +89,7 @@ def search(
     """
     rows, size, most, groups = len(given.ids), config.size, config.tokens, config.groups
     part = size // groups  # beams of a group; all arrays of beams are [b groups part ...]
+    ways = part * (1 + max(1, len(config.end)))  # even if all ends are among them, a beam can go on for each
     options = reading(model, given, most, source=source)
     model = model.unstacked()
     logits, kept = model.prefill(given, at=lengths(given) - 1, **options)
@@ -109,7 +110,7 @@ def search(
         step, _, _, likely, _, pool = state
         # The log-probability only falls; the penalty of a longer text may raise the score.
         longest = most if config.length_penalty > 0 else step
-        hope = penalised(likely[..., 0], longest)
+        hope = penalised(likely.max(-1), longest)  # under diversity the first is not always the likeliest
         return (step < most) & jnp.any(hope > pool.score[..., -1])
 
     def grown(step: Any, scores: Array, ids: Array, pool: Found, taken: Array) -> Any:
@@ -117,7 +118,7 @@ def search(
         [b part], texts and finished ones, the beams it goes on from and their tokens.
         """
         costly = scores - config.diversity * taken[:, None]
-        _, place = jax.lax.top_k(costly.reshape(rows, -1), min(2 * part, part * vocab))
+        _, place = jax.lax.top_k(costly.reshape(rows, -1), min(ways, part * vocab))
         best = _taken(scores.reshape(rows, -1), place)
         beam, token = place // vocab, (place % vocab).astype(jnp.int32)
         texts = _taken(ids, beam).at[:, :, step].set(token)
@@ -137,11 +138,11 @@ def search(
         for group in range(groups):
             own = jax.tree.map(lambda leaf, group=group: leaf[:, group], (scores, ids, pool))
             found.append(grown(step, *own, taken))
-            token = found[-1][3]
-            taken = taken.at[np.arange(rows)[:, None], token].add(1)
+            likely, _, _, token, _ = found[-1]
+            taken = taken.at[np.arange(rows)[:, None], token].add(likely > NEVER / 2)
         likely, ids, beam, token, pool = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *found)
         first = part * jnp.arange(rows * groups).reshape(rows, groups, 1)
-        kept = kept.bound().rows((first + beam).reshape(-1))
+        kept = kept.bound().reordered((first + beam).reshape(-1))
         logits, kept = model.extend(kept, kept.next(token.reshape(-1, 1)))
         return step + 1, logits[:, 0], kept.loose(), likely, ids, pool
 

@@ -46,6 +46,10 @@ class Cache:
         own = dataclasses.replace(self.own, slots=taken(self.own.slots, 0), layers=taken(self.own.layers, 1))
         return Cache(own, taken(self.source, 0), taken(self.known, 1))
 
+    def reordered(self, index: Int[Array, " r"]) -> "Cache":
+        """A cache whose row i has read what row `index[i]` of this one has; both have the same source."""
+        return dataclasses.replace(self.rows(index), source=self.source, known=self.known)
+
     def loose(self) -> "Cache":
         """The cache of an unstacked model without the axis of layers, each of which is alone: so it is the state of a
         loop, where XLA:CPU would otherwise copy all of it several times to write one token. `bound` undoes it.

@@ -101,14 +101,16 @@ def test_samples_are_cut_and_put_in_order_and_a_model_may_be_held_against_itself
     assert code == 0, wrong
     rerank, records = Rerank(penalty=1.0), [json.loads(line) for line in said.splitlines()]
     costs = [
-        rerank.cost(one["text"], one["log_probability"] / len(one["token_log_probabilities"]))
+        rerank.cost(
+            one.get("uncut", one["text"]), one["log_probability"] / len(one["token_log_probabilities"])
+        )
         for one in records
     ]
     assert costs == sorted(costs)
     assert {one["sample"] for one in records} == {0, 1, 2}
     code, said, wrong = command(*run, f"--amateur_dir={trained}", "--tokens=4", "--contrastive=0.5")
     assert (code, said) == (1, "import os")
-    assert "reads the hidden states of one model" in wrong
+    assert "compares the hidden states of one model" in wrong
     code, said, wrong = command(*run, f"--amateur_dir={trained}", "--tokens=4", "--amateur_strength=0.5")
     assert code == 0, wrong
     assert said.startswith("import os")
@@ -125,6 +127,8 @@ def test_samples_are_cut_and_put_in_order_and_a_model_may_be_held_against_itself
             "expected one of the two ways",
         ),
         (("--prompt=a", "--beams=2", "--n=3"), "Beam finds 2 for a prompt"),
+        (("--prompt=a", "--length_penalty=1"), "--length_penalty says nothing without --beams"),
+        (("--prompt=a", "--amateur_strength=1"), "say nothing without --amateur_dir"),
         (("--prompt=a", "--gin_param=generate.how=@Beem()"), "did you mean 'Beam'"),
         (("--prompt=a", "--prompt_file=b"), "expected one of them"),
         (("--prompt=a", "--top_p=2"), "TopP.p = 2"),

@@ -16,6 +16,7 @@ from research.generation import search as beams
 from research.generation.contrast import Contrast
 from research.generation.contrastive import ContrastiveSearch
 from research.generation.engine import Generation, Greedy, prompt
+from research.generation.noise import noisy
 from research.generation.search import Beam
 from research.models.families import DecoderConfig, EncoderDecoderConfig
 
@@ -142,6 +143,11 @@ def test_an_amateur_without_strength_changes_nothing_and_beams_search_a_pair_too
 
 
 def test_noise_reaches_both_models_of_a_pair():
+    model, line = pair(), prompt(LINES, pad=0)
+    disturbed = noisy(model, keys(), 0.5)
+    for name in ("expert", "amateur"):
+        plain, changed = (getattr(one, name).embedding(line) for one in (model, disturbed))
+        assert (np.abs(np.asarray(changed - plain)).max(-1) > 0).all()
     how = {"tokens": NEW, "choice": Greedy()}
     plain, disturbed = (
         texts(generate(pair(), prompt(LINES, pad=0), keys(), Generation(**how, noise=noise)))
@@ -154,6 +160,12 @@ def test_what_does_not_go_together_is_one_line():
     both = build(EncoderDecoderConfig(encoder=stack(), decoder=stack()))
     with pytest.raises(ValueError, match="expected both or none to read a source"):
         generate(Contrast(build(PREFIX), both), prompt(LINES, pad=0), keys(), Generation())
+    remembering = build(DecoderConfig(stack=stack(memory=Recurrent(length=20)), mask=Window(20)))
+    for one in (Contrast(build(PREFIX), remembering), Contrast(remembering, build(PREFIX))):
+        with pytest.raises(ValueError, match="expected a memory in both or none"):
+            generate(one, prompt(LINES, pad=0), keys(), Generation())
+    with pytest.raises(ValueError, match="compares the hidden states of one model"):
+        search(pair(), prompt(LINES, pad=0), ContrastiveSearch())
     other = DecoderConfig(stack=stack()).build(vocab=VOCAB + 1, key=jax.random.key(0))
     with pytest.raises(ValueError, match="vocabulary of 23 tokens and the amateur one of 24"):
         generate(Contrast(build(PREFIX), other), prompt(LINES, pad=0), keys(), Generation())

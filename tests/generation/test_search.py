@@ -90,12 +90,12 @@ def test_more_beams_find_texts_at_least_as_likely_and_rows_do_not_mix():
 read = jax.jit(lambda model, batch: model(batch))
 
 
-def literal_groups(scores, groups, part, diversity):
-    """Beams of each group by the rule of diverse beam search, in plain Python: texts without an end token.
+def literal_groups(scores, groups, part, diversity, ends):
+    """Texts by the rule of diverse beam search, in plain Python, to the last step.
 
     `scores`: a text to the log-probabilities of what may follow.
     """
-    beams = [[((), 0.0)] for _ in range(groups)]
+    beams, done = [[((), 0.0)] for _ in range(groups)], [[] for _ in range(groups)]
     for _ in range(TOKENS):
         taken = collections.Counter()
         for group in range(groups):
@@ -104,14 +104,25 @@ def literal_groups(scores, groups, part, diversity):
                 for text, likely in beams[group]
                 for token, more in enumerate(scores(text))
             ]
-            best = sorted(ways, key=lambda way: -way[2])[:part]
-            beams[group] = [(text, likely) for text, likely, _ in best]
+            ways = sorted(ways, key=lambda way: -way[2])[: part * (1 + max(1, len(ends)))]
+            done[group] += [(text, likely) for text, likely, _ in ways if text[-1] in ends]
+            beams[group] = [(text, likely) for text, likely, _ in ways if text[-1] not in ends][:part]
             taken.update(text[-1] for text, _ in beams[group])
-    return [text for group in beams for text, _ in group]
+    return [
+        text
+        for own, left in zip(done, beams, strict=True)
+        for text, _ in sorted([*own, *left], key=lambda one: -one[1])[:part]
+    ]
 
 
-@pytest.mark.parametrize(("groups", "diversity"), [(1, 0.0), (2, 0.0), (2, 0.7), (4, 5.0)])
-def test_groups_are_searched_by_the_literal_rule(groups, diversity):
+@pytest.mark.parametrize(
+    ("groups", "diversity", "ends"),
+    [
+        *((1, 0.0, ()), (2, 0.0, ()), (2, 0.7, ()), (4, 5.0, ())),
+        *((1, 0.0, (1, 3)), (2, 0.7, (1,)), (2, 3.0, (0, 1, 2))),
+    ],
+)
+def test_groups_are_searched_by_the_literal_rule(groups, diversity, ends):
     model = small(DecoderConfig(stack=stack()))
     line = [0, *PROMPTS[0]]
 
@@ -122,18 +133,22 @@ def test_groups_are_searched_by_the_literal_rule(groups, diversity):
         last = read(model, batch)[0, len(line) + len(text) - 1]
         return tuple(np.asarray(jax.nn.log_softmax(last)).tolist())
 
-    found = run(
-        model,
-        prompt([line], pad=0, given=False),
-        Beam(size=4, tokens=TOKENS, groups=groups, diversity=diversity),
-    )
-    expected = literal_groups(scores, groups, 4 // groups, diversity)
-    assert sorted(map(tuple, np.asarray(found.ids[0]).tolist())) == sorted(expected)
-    likely = [
-        sum(scores(tuple(text[:at]))[text[at]] for at in range(TOKENS)) for text in found.ids[0].tolist()
-    ]
+    how = Beam(size=4, tokens=TOKENS, groups=groups, diversity=diversity, end=ends)
+    found = jax.device_get(run(model, prompt([line], pad=0, given=False), how))
+    pairs = zip(found.ids[0], found.length[0], strict=True)
+    texts = [tuple(ids[:size].tolist()) for ids, size in pairs]
+    assert sorted(texts) == sorted(literal_groups(scores, groups, 4 // groups, diversity, ends))
+    likely = [sum(scores(text[:at])[text[at]] for at in range(len(text))) for text in texts]
     np.testing.assert_allclose(found.log_probability[0], likely, rtol=1e-5)
-    assert (np.diff(np.asarray(found.score[0])) <= 0).all()
+    assert (np.diff(found.score[0]) <= 0).all()
+
+
+def test_several_ends_do_not_use_up_the_beams():
+    model = small(DecoderConfig(stack=stack()))
+    how = Beam(size=1, tokens=4, end=(0, 1, 2, 3), length_penalty=50.0)
+    found = run(model, prompt([[0, 2]], pad=0), how)
+    assert int(found.length[0, 0]) == 4  # so long a text is the best, whatever it says
+    assert np.asarray(found.ids[0, 0, :3]).tolist() == [4, 4, 4]  # all others end
 
 
 def test_groups_that_pay_for_it_take_other_tokens():
