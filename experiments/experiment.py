@@ -30,11 +30,12 @@ from research.training.optimizers import AdamW, Optimizer
 from research.training.sharding import Parallelism
 from research.training.step import Recipe, Trainer
 from research.training.stopping import EarlyStopping
+from research.training.trackers import Tracker
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that decides the numbers of a run, and what does not: `parallelism`, `plan` and `keep`.
+    """All that decides the numbers of a run, and what does not: `parallelism`, `plan`, `keep` and `trackers`.
 
     Attributes:
       model: the family and its stacks.
@@ -49,6 +50,7 @@ class Experiment:
       parallelism: how the run is spread over the devices.
       plan: when to log, evaluate and save.
       keep: which checkpoints stay.
+      trackers: who gets the lines of metrics.jsonl beside TensorBoard.
     """
 
     model: FamilyConfig
@@ -63,6 +65,7 @@ class Experiment:
     parallelism: Parallelism = Parallelism()
     plan: loop.Plan = loop.Plan()
     keep: Keep = Keep()
+    trackers: tuple[Tracker, ...] = ()
 
     def __post_init__(self):
         if self.steps < 1:
@@ -86,8 +89,9 @@ class Experiment:
             )
 
     def key(self) -> str:
-        """sha256 (hex) of everything that decides the numbers: every value of the tree but three."""
+        """sha256 (hex) of everything that decides the numbers: every value of the tree but four."""
         tree = describe(dataclasses.replace(self, parallelism=Parallelism(), plan=loop.Plan(), keep=Keep()))
+        del tree["trackers"]
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
     @property

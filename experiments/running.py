@@ -31,6 +31,7 @@ from research.training import hyperparameters, loop
 from research.training.checkpoints import CheckpointError, Checkpoints
 from research.training.ensemble import Ensemble, Solo
 from research.training.sharding import Placement
+from research.training.trackers import TensorBoard
 
 
 class RunError(RuntimeError):
@@ -228,6 +229,8 @@ class _Run:
             if planned.data.hard is None
             else lambda step, params: self._mine(step, params, batches),
             stopping=planned.early_stopping,
+            trackers=(TensorBoard(), *planned.trackers),
+            config=self.job.config,
         )
 
     def finish(self, outcome: loop.Outcome, *, timed: bool) -> None:

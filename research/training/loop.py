@@ -7,6 +7,7 @@ made and sent to them, and nothing waits for a number before a line of the log n
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import threading
@@ -26,6 +27,7 @@ from research.training.ensemble import Engine
 from research.training.meters import SPIKES, Clock, Metrics, Profiler
 from research.training.step import AHEAD, TrainState
 from research.training.stopping import EarlyStopping, Watch
+from research.training.trackers import Tracker, Tracking
 
 
 class Interrupted(Exception):
@@ -92,6 +94,8 @@ class Member:
       prepare: called with the steps done and the parameters before each batch is taken: data that depends on the
         model is chosen there.
       stopping: early stopping, or None.
+      trackers: who else gets the lines of metrics.jsonl.
+      config: what trackers show as the config of the run.
     """
 
     title: str
@@ -102,6 +106,8 @@ class Member:
     evaluate: Callable[[Any], dict[str, float]]
     prepare: Callable[[int, Any], None] | None = None
     stopping: EarlyStopping | None = None
+    trackers: tuple[Tracker, ...] = ()
+    config: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +167,7 @@ def run(
             runs[index].attempt(runs[index].save, engine.member(group, index))
         clock.restart()
 
-    with _at_once(runs), _Stop() as stop, profiler, _progress(console) as progress:
+    with _tracked(runs), _at_once(runs), _Stop() as stop, profiler, _progress(console) as progress:
         task = progress.add_task(
             members[0].title if len(runs) == 1 else f"{len(runs)} runs",
             total=steps,
@@ -236,6 +242,9 @@ class _Run:
         self._scored: tuple[int, dict[str, float]] = (0, {})  # a step, and what its checkpoint is ranked by
         self._watch = None if member.stopping is None else Watch(member.stopping)
         self._losses: collections.deque[float] = collections.deque(maxlen=SPIKES.window)
+        self._tracking = Tracking(
+            member.trackers, functools.partial(console.print, markup=False, highlight=False)
+        )
 
     @property
     def running(self) -> bool:
@@ -276,6 +285,7 @@ class _Run:
         self.done = int(state.step)
         self._position = self.member.batches.get_state()
         self._log = Metrics(self.member.folder / "metrics.jsonl", first=self.done)
+        self._tracking.open(self.member.folder, self.member.title, self.member.config, first=self.done)
         return state
 
     def take(self, params: Callable[[], Any]) -> None:
@@ -306,17 +316,24 @@ class _Run:
             self._console.print(
                 f"{self.member.title} step {step}: the loss spiked to {loss:.3f} (usual: {usual:.3f})"
             )
-            self._log.write(step=step, spike=loss)
+            self._write(step=step, spike=loss)
         self._losses.append(loss)
 
     def report(self, metrics: dict[str, float], speed: dict[str, float | None]) -> None:
         """A line of the log."""
-        self._log.write(step=self.done, **speed, **metrics)
+        self._write(step=self.done, **speed, **metrics)
+
+    def _write(self, **values: Any) -> None:
+        self._tracking.write(self._log.write(**values))
+
+    def untrack(self) -> None:
+        """Close its trackers."""
+        self._tracking.close(complete=self.error is None and not self.running)
 
     def score(self, params: Any) -> bool:
         """Evaluate; whether early stopping has seen nothing better."""
         scores = self.member.evaluate(params)
-        self._log.write(step=self.done, **scores)
+        self._write(step=self.done, **scores)
         watch = self._watch
         better = watch is not None and self.due(self.stops_every) and watch.see(self.done, scores)
         if watch is None or watch.ranks(self.done, scores):
@@ -360,6 +377,16 @@ class _Stop:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _tracked(runs: Sequence["_Run"]) -> Generator[None]:
+    """However the runs end, their trackers are closed."""
+    try:
+        yield
+    finally:
+        for run in runs:
+            run.untrack()
 
 
 @contextlib.contextmanager

@@ -50,17 +50,17 @@ class Metrics:
             )
             os.truncate(path, sum(map(len, kept)))
 
-    def write(self, **values: Any) -> None:
-        """Append one line; a number that is not finite becomes null, since JSON has none.
+    def write(self, **values: Any) -> dict[str, Any]:
+        """Append one line, which is returned; a number that is not finite becomes null, since JSON has none.
 
         Raises:
           OSError: it cannot be written; one line, with the file and the cause.
         """
+        known = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         if self._writes:
-            known = {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in values.items()
-            }
             try:
                 with self._path.open("a") as file:
                     file.write(json.dumps(known, allow_nan=False) + "\n")
@@ -69,6 +69,7 @@ class Metrics:
                     f"cannot write {self._path}: {error.strerror}; make room there, or make it writable, and the same "
                     "command goes on from the last checkpoint"
                 ) from error
+        return known
 
 
 class Clock:
