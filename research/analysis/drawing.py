@@ -1,0 +1,274 @@
+"""How figures look and how they are written: lines with intervals, grids, and files that are the same bytes for the
+same numbers.
+
+Colours are those of Okabe and Ito (2008), "Color Universal Design", without the yellow, which a white page swallows.
+A colour is never alone: markers and dashes differ too, so that a grey print can be read. matplotlib is imported
+where it is used, since it is slow to import and most commands draw nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import textwrap
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from research.analysis.statistics import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # with 7 colours 56 pairs, and no two are the same
+DASHES = ("-", "--", "-.", ":")
+SMALLEST = 8  # points, of notes and of the numbers in cells
+_STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.handlelength": 3.0,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "0.9",
+    "svg.hashsalt": "architecture-ablations",  # names of elements would be random otherwise
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mark:
+    """One point: its mean and interval in both directions, and the (x, y) of every seed."""
+
+    name: str
+    x: Estimate
+    y: Estimate
+    seeds: Mapping[int, tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """Marks in the order in which they are joined; `style` chooses colour, marker and dashes.
+
+    Attributes:
+      name: of the legend.
+      trend: points of a fitted curve, which is drawn instead of joining the marks.
+      directed: the first mark is hollow, where nothing else tells where the line begins.
+    """
+
+    name: str
+    style: int
+    marks: tuple[Mark, ...]
+    trend: tuple[tuple[float, float], ...] = ()
+    directed: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Axis:
+    """`ticks` are positions and what is written at them; without any, round numbers are."""
+
+    label: str
+    log: bool = False
+    ticks: Mapping[float, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Numbers by (row, column); one that is missing has no entry."""
+
+    name: str
+    values: Mapping[tuple[str, str], float]
+
+
+@contextlib.contextmanager
+def styled() -> Generator[None]:
+    """Our settings on matplotlib's own defaults, whatever the user's are; theirs again afterwards."""
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", _STYLE]):
+        yield
+
+
+def lines(
+    drawn: Sequence[Line],
+    *,
+    title: str,
+    x: Axis,
+    y: Axis,
+    notes: Sequence[str],
+    band: bool = False,
+    vertical: Mapping[str, float] | None = None,
+) -> Figure:
+    """Lines with their intervals as error bars or, with `band`, as an area along y.
+
+    `vertical` are places on the x axis by name. A line without marks is in the legend all the same.
+    """
+    from matplotlib.figure import Figure
+
+    vertical = vertical or {}
+    names = [textwrap.fill(line.name, 32, break_long_words=False) for line in drawn]
+    rows = sum(name.count("\n") + 1 for name in [*names, *vertical])
+    with styled():
+        figure = Figure(figsize=(8, max(4.5, 1.5 + 0.19 * rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for line, name in zip(drawn, names, strict=True):
+            _line(axes, line, name, band)
+        for name, place in vertical.items():
+            axes.axvline(place, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2, label=name)
+        _axis(axes, "x", x)
+        _axis(axes, "y", y)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+        _frame(figure, title, notes)
+    return figure
+
+
+def grids(
+    drawn: Sequence[Grid],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    labels: tuple[str, str, str],
+    format: str,
+    notes: Sequence[str],
+) -> Figure:
+    """Panels of numbered cells on one colour scale; a cell without a number is hatched.
+
+    `labels` are those of rows, columns and the colours.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    numbers = [value for grid in drawn for value in grid.values.values()]
+    low, high = min(numbers), max(numbers)
+    wide = max(len(format_number(value, format)) for value in numbers) * 0.085 + 0.15  # inches a cell
+    down = -(-len(drawn) // max(1, int(11 / (wide * len(columns) + 0.7))))
+    across = -(-len(drawn) // down)
+    size = (1.5 + across * (wide * len(columns) + 0.7), 1.1 + down * (0.3 * len(rows) + 0.8))
+    with styled():
+        figure = Figure(figsize=(max(5.0, size[0]), size[1]), layout="constrained")
+        panels = figure.subplots(down, across, squeeze=False).ravel()
+        for panel in panels[len(drawn) :]:
+            panel.remove()
+        for panel, grid in zip(panels, drawn, strict=False):
+            values = np.array(
+                [[grid.values.get((row, column), np.nan) for column in columns] for row in rows]
+            )
+            panel.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+            panel.grid(visible=False)
+            panel.set_title(grid.name, fontsize=10)
+            panel.set_xticks(range(len(columns)), columns)
+            panel.set_yticks(range(len(rows)), rows)
+            for (row, column), value in np.ndenumerate(values):
+                if np.isnan(value):
+                    panel.add_patch(
+                        Rectangle((column - 0.5, row - 0.5), 1, 1, hatch="///", fill=False, edgecolor="0.5")
+                    )
+                    continue
+                dark = high > low and (value - low) / (high - low) < 0.55  # cividis grows from dark to light
+                panel.text(
+                    column,
+                    row,
+                    format_number(value, format),
+                    ha="center",
+                    va="center",
+                    fontsize=SMALLEST,
+                    color="white" if dark else "black",
+                )
+        for panel in panels[: len(drawn)]:
+            panel.set(xlabel=labels[1], ylabel=labels[0])
+        figure.colorbar(
+            panels[0].images[0], ax=list(panels[: len(drawn)]), label=textwrap.fill(labels[2], 40)
+        )
+        _frame(figure, title, notes)
+    return figure
+
+
+def save(figure: Figure, path: Path | str) -> tuple[Path, Path]:
+    """Writes `path`.svg and `path`.png, without a date or a version in them: a rebuild gives the same bytes."""
+    svg, png = (Path(path).with_name(f"{Path(path).name}.{kind}") for kind in ("svg", "png"))
+    svg.parent.mkdir(parents=True, exist_ok=True)
+    unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with styled():
+        figure.savefig(svg, format="svg", metadata=unsaid)
+        figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+    return svg, png
+
+
+def format_number(value: float, format: str) -> str:
+    """The number without a minus before a zero."""
+    return f"{value:z{format}}"
+
+
+def short(value: float, digits: int = 4) -> str:
+    """A number in few characters, such as 0.003, 250 and 1.2M."""
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(size, 1e4):
+            return f"{value / size:.{digits}g}{unit}"
+    return f"{value:.{digits}g}"
+
+
+def _line(axes: Axes, line: Line, name: str, band: bool) -> None:
+    colour, marker, dashes = (kinds[line.style % len(kinds)] for kinds in (COLOURS, MARKERS, DASHES))
+    for mark in line.marks:
+        if len(mark.seeds) > 1:
+            dots: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 4, "markeredgewidth": 0}
+            label = f"_{name}: seeds of {mark.name}"
+            axes.plot(*zip(*mark.seeds.values(), strict=True), color=colour, alpha=0.6, label=label, **dots)
+        bars: dict[str, Any] = {"xerr": _bar(mark.x), "yerr": None if band else _bar(mark.y)}
+        if any(bar is not None for bar in bars.values()):
+            axes.errorbar(
+                mark.x.mean, mark.y.mean, **bars, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5
+            )
+    xs, ys = [mark.x.mean for mark in line.marks], [mark.y.mean for mark in line.marks]
+    if band:
+        half = np.array([mark.y.half_width for mark in line.marks])  # nan for one seed, and so no area
+        axes.fill_between(
+            xs, ys - half, ys + half, color=colour, alpha=0.15, linewidth=0, label=f"_{name}: band"
+        )
+    if line.trend:
+        axes.plot(*zip(*line.trend, strict=True), color=colour, linestyle=dashes, label=f"_{name}: trend")
+    joined = len(xs) > 1 and not line.trend
+    edge: dict[str, Any] = {
+        "marker": marker,
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.6,
+    }  # seen on white
+    axes.plot(xs, ys, color=colour, linestyle=dashes if joined else "none", label=name, **edge)
+    if line.directed and len(xs) > 1:
+        axes.plot(xs[:1], ys[:1], color="white", linestyle="none", label=f"_{name}: first", **edge)
+
+
+def _bar(estimate: Estimate) -> float | None:
+    """The half width to draw: None for one seed, and where all seeds agree."""
+    return estimate.half_width if estimate.half_width > 0 else None
+
+
+def _axis(axes: Axes, which: str, axis: Axis) -> None:
+    from matplotlib import ticker
+
+    place = getattr(axes, f"{which}axis")
+    place.set_label_text(textwrap.fill(axis.label, 60 if which == "x" else 40))
+    if axis.log:
+        axes.set(**{f"{which}scale": "log"})
+        low, high = place.get_view_interval()
+        decades = ticker.LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,))
+        place.set_major_locator(ticker.MaxNLocator(5) if high < 10 * low else decades)
+        place.set_minor_locator(ticker.NullLocator())
+        place.set_major_formatter(ticker.FuncFormatter(lambda value, _: short(value)))
+    if axis.ticks:
+        turned = {"rotation": 30, "ha": "right"} if sum(map(len, axis.ticks.values())) > 50 else {}
+        place.set_ticks(list(axis.ticks), list(axis.ticks.values()), **turned)
+
+
+def _frame(figure: Figure, title: str, notes: Sequence[str]) -> None:
+    """The title above and the notes below, broken into lines where the figure ends."""
+    width = figure.get_figwidth()
+    figure.suptitle(textwrap.fill(title, int(width * 10)), x=0.01, ha="left", fontsize=12)
+    text = "\n".join(textwrap.fill(note, int(width * 15.5)) for note in notes)
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=SMALLEST)

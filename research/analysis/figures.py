@@ -1,0 +1,417 @@
+"""A figure is a function of rows, as a table is: what it shows is declared, what is missing is named below it.
+
+A spec says which values of the rows go where, `draw` reads them and `research.analysis.drawing` draws them. Every
+mean has its 95 % t interval over seeds, and an arm looks the same in all figures of a study that show arms.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from research.analysis import drawing, readings, results, tables
+from research.analysis.drawing import Axis, Grid, Line, Mark
+from research.analysis.drawing import save as save
+from research.analysis.readings import Cells, FigureError, Seeds
+from research.analysis.results import Row
+from research.analysis.statistics import Estimate, mean_interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spec(abc.ABC):
+    """What all figures have.
+
+    Attributes:
+      name: of the files, without a suffix.
+      title: above the figure.
+      caption: for below it, where it is shown, and in its alternative text.
+      arms: those that are shown; all of the study's where none are named.
+    """
+
+    name: str
+    title: str
+    caption: str = ""
+    arms: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise FigureError(
+                f"name = {self.name!r} of a figure: expected letters, digits, '_', '-' and '.' only"
+            )
+
+    def draw(self, rows: Sequence[Row], arms: Sequence[str], seeds: Sequence[int] | None = None) -> Figure:
+        """The figure of the rows of these arms.
+
+        Args:
+          rows: of the study at one scale.
+          arms: of the study, in order, which decides how each looks.
+          seeds: those declared; without them, those that any of the rows shown has.
+
+        Raises:
+          FigureError: no rows, or an unknown arm or path.
+          ResultError: two rows of one arm and seed.
+        """
+        return self._figure(self._cells(rows, arms, seeds), arms)
+
+    @abc.abstractmethod
+    def _figure(self, cells: Cells, arms: Sequence[str]) -> Figure: ...
+
+    @abc.abstractmethod
+    def _words(self, cells: Cells, arms: Sequence[str]) -> Iterator[str]:
+        """What there is to see, sentence by sentence."""
+
+    def _cells(self, rows: Sequence[Row], arms: Sequence[str], seeds: Sequence[int] | None) -> Cells:
+        for arm in self.arms:
+            self._check_known(arm, arms)
+        shown = self.arms or tuple(arms)
+        found = [row for row in rows if row.arm in shown]
+        declared = tuple(sorted({row.seed for row in found}) if seeds is None else seeds)
+        found = results.select(found, shown, declared)
+        if not found:
+            raise FigureError(
+                f"figure {self.name}: no rows of {', '.join(shown) or 'any arm'}; launch the study"
+            )
+        return Cells(every=rows, rows=found, arms=shown, seeds=declared)
+
+    def _check_known(self, arm: str, arms: Sequence[str]) -> None:
+        if arm not in arms:
+            near = readings.meant(arm, arms)
+            raise FigureError(f"figure {self.name}: no arm {arm!r}{near}; change Table.figures of the study")
+
+
+def alt(spec: Spec, rows: Sequence[Row], arms: Sequence[str], seeds: Sequence[int] | None = None) -> str:
+    """The figure in words with its main numbers, for who cannot see it; arguments and errors are those of `draw`."""
+    said = [spec.title, spec.caption, *spec._words(spec._cells(rows, arms, seeds), arms)]
+    return " ".join(f"{sentence.rstrip('.')}." for sentence in said if sentence)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Content:
+    """Lines, notes of what is missing, and the names of places on the x axis; `named` if they are no numbers."""
+
+    lines: Sequence[Line]
+    missing: Sequence[str]
+    places: Mapping[float, str] = dataclasses.field(default_factory=dict)
+    named: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lines(Spec):
+    """A figure of lines or single points. Labels are made of the paths where none are given."""
+
+    x_label: str = ""
+    y_label: str = ""
+    log_x: bool = False
+    log_y: bool = False
+
+    explained: ClassVar[str] = "Error bars are 95 % t intervals over seeds, small dots are single seeds."
+
+    @abc.abstractmethod
+    def _content(self, cells: Cells, arms: Sequence[str]) -> Content: ...
+
+    @abc.abstractmethod
+    def _labels(self) -> tuple[str, str]:
+        """Of x and y."""
+
+    def _options(self) -> dict[str, Any]:
+        """More for `drawing.lines`."""
+        return {}
+
+    def _said(self, mark: Mark) -> str:
+        return f"{_text(mark.y)} at {mark.name}"
+
+    def _figure(self, cells: Cells, arms: Sequence[str]) -> Figure:
+        content, (x, y) = self._content(cells, arms), self._labels()
+        marks = [mark for line in content.lines for mark in line.marks]
+        if self.log_x and (content.named or any(mark.x.mean <= 0 for mark in marks)):
+            raise FigureError(
+                f"figure {self.name}: log_x, but {x!r} is not always above zero; set log_x = False"
+            )
+        if self.log_y and any(mark.y.mean <= 0 for mark in marks):
+            raise FigureError(
+                f"figure {self.name}: log_y, but {y!r} is not always above zero; set log_y = False"
+            )
+        # 64, 128, ..., 4096 have room on a logarithmic axis only.
+        ticks = content.places if content.named or (self.log_x and len(content.places) <= 10) else {}
+        notes = [self.explained]
+        if any(line.directed for line in content.lines):
+            notes.append("The first arm of a line is hollow.")
+        if any(mark.y.n == 1 for mark in marks):
+            notes.append("What has one seed has no interval.")
+        return drawing.lines(
+            content.lines,
+            title=self.title,
+            x=Axis(label=x, log=self.log_x, ticks=ticks),
+            y=Axis(label=y, log=self.log_y),
+            notes=[" ".join(notes), *content.missing],
+            **self._options(),
+        )
+
+    def _words(self, cells: Cells, arms: Sequence[str]) -> Iterator[str]:
+        content, (x, y) = self._content(cells, arms), self._labels()
+        yield f"{y} against {x}"
+        for line in content.lines:
+            said = "; ".join(map(self._said, _telling(line.marks))) or "missing"
+            alone = [mark.name for mark in line.marks] == [line.name]
+            yield said if alone else f"{line.name}: {said}"
+        yield from content.missing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frontier(Lines):
+    """Two measures of each arm, such as what was learnt and what was forgotten: a point an arm.
+
+    Attributes:
+      x, y: paths of numbers in a row.
+      lines: arms that are joined in order, by the line's name, such as the strengths of a remedy.
+    """
+
+    x: str
+    y: str
+    lines: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    def _labels(self) -> tuple[str, str]:
+        return self.x_label or _label(self.x), self.y_label or _label(self.y)
+
+    def _said(self, mark: Mark) -> str:
+        return f"{mark.name} {_text(mark.y)} at {_text(mark.x)}"
+
+    def _content(self, cells: Cells, arms: Sequence[str]) -> Content:
+        for arm in (arm for joined in self.lines.values() for arm in joined):
+            self._check_known(arm, cells.arms)
+        xs, ys = cells.numbers(self.x), cells.numbers(self.y)
+        marks = {arm: _mark(arm, xs[arm].get((), {}), ys[arm].get((), {})) for arm in cells.arms}
+        named = {f"{name}: {', '.join(joined)}": joined for name, joined in self.lines.items()}
+        alone = [arm for arm in cells.arms if not any(arm in joined for joined in self.lines.values())]
+        drawn = [
+            self._line(
+                Line(name=name, style=arms.index(joined[0]), marks=_found(marks[arm] for arm in joined))
+            )
+            for name, joined in (named | {arm: (arm,) for arm in alone}).items()
+        ]
+        counts = {arm: 0 if mark is None else len(mark.seeds) for arm, mark in marks.items()}
+        return Content(lines=drawn, missing=cells.missing(counts))
+
+    def _line(self, line: Line) -> Line:
+        return dataclasses.replace(line, directed=len(line.marks) > 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaling(Frontier):
+    """A measure against size, both logarithmic, with a power law y = a x^b for every line of three sizes or more.
+
+    The exponent b is that of the least squares line in logarithms, fitted to each seed that has all sizes of the line;
+    its interval is over these seeds. It says how seeds differ, not whether a power law is right.
+
+    Attributes:
+      x: path of the size: budget.parameters, or budget.train_flops.
+      lines: arms of one kind and many sizes, by its name.
+    """
+
+    x: str = "budget.parameters"
+    log_x: bool = True
+    log_y: bool = True
+
+    def _line(self, line: Line) -> Line:
+        marks = tuple(sorted(line.marks, key=lambda mark: mark.x.mean))
+        line = dataclasses.replace(line, marks=marks)
+        common = sorted(set.intersection(*(set(mark.seeds) for mark in marks))) if marks else []
+        points = np.array([[mark.seeds[seed] for mark in marks] for seed in common])  # [seed size 2]
+        if len(marks) < 3 or not common or points.min() <= 0:
+            return line
+        fits = [np.polyfit(np.log(seed[:, 0]), np.log(seed[:, 1]), 1) for seed in points]
+        exponent, (_, offset) = mean_interval(fit[0] for fit in fits), np.mean(fits, axis=0)
+        sizes = np.geomspace(marks[0].x.mean, marks[-1].x.mean, 50)
+        values = np.exp(offset) * sizes**exponent.mean
+        return dataclasses.replace(
+            line,
+            name=f"{line.name}; exponent {_text(exponent)}",
+            trend=tuple(zip(sizes.tolist(), values.tolist(), strict=True)),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curves(Lines):
+    """A series of each arm against its labels, such as the loss at each length.
+
+    Attributes:
+      metric: path of a series in a row.
+      mark: a place on the x axis, such as the length that was trained on, and `mark_label` what it is.
+    """
+
+    metric: str
+    mark: float | None = None
+    mark_label: str = "trained on"
+
+    explained: ClassVar[str] = "Bands are 95 % t intervals over seeds, small dots are single seeds."
+
+    def _labels(self) -> tuple[str, str]:
+        return self.x_label or "label", self.y_label or _label(self.metric)
+
+    def _options(self) -> dict[str, Any]:
+        vertical = {} if self.mark is None else {f"{self.mark_label} ({self.mark:g})": self.mark}
+        return {"band": True, "vertical": vertical}
+
+    def _content(self, cells: Cells, arms: Sequence[str]) -> Content:
+        series = cells.numbers(self.metric, depth=1)
+        places, named = _places(label for by_label in series.values() for (label,) in by_label)
+        drawn, counts = [], {}
+        for arm in cells.arms:
+            by_label = {label: series[arm][label,] for label in places if (label,) in series[arm]}
+            marks = (_mark(label, dict.fromkeys(ys, places[label]), ys) for label, ys in by_label.items())
+            drawn.append(Line(name=arm, style=arms.index(arm), marks=_found(marks)))
+            counts[arm] = len({seed for ys in by_label.values() for seed in ys})
+            counts |= {
+                f"{arm} at {label}": len(ys) for label, ys in by_label.items() if len(ys) < counts[arm]
+            }
+        ticks = {place: label for label, place in places.items()}
+        return Content(lines=drawn, missing=cells.missing(counts), places=ticks, named=named)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Response(Lines):
+    """A measure against the value of a gin binding over a sweep, one line for what the sweep left alone.
+
+    An arm of a sweep is called `arm@name=value,...`. The value is read from the row's own config, so that the arm
+    without a sweep is on the curve as well. Arms that differ in other bindings are lines of their own.
+
+    Attributes:
+      binding: such as "AdamW.learning_rate".
+      metric: path of a number in a row.
+    """
+
+    binding: str
+    metric: str
+
+    def _labels(self) -> tuple[str, str]:
+        return self.x_label or self.binding, self.y_label or _label(self.metric)
+
+    def _content(self, cells: Cells, arms: Sequence[str]) -> Content:
+        values, found = cells.bound(self.binding), cells.numbers(self.metric)
+        places, named = _places(values.values())
+        lines: dict[str, list[Mark | None]] = {}
+        for arm in cells.arms:
+            ys = found[arm].get((), {}) if arm in values else {}
+            marks = lines.setdefault(readings.without(arm, self.binding), [])
+            value = values.get(arm, "")
+            marks.append(_mark(value, dict.fromkeys(ys, places.get(value, 0)), ys))
+        drawn = [
+            Line(name=name, style=style, marks=tuple(sorted(_found(marks), key=lambda mark: mark.x.mean)))
+            for style, (name, marks) in enumerate(lines.items())
+        ]
+        missing = cells.missing({arm: len(found[arm].get((), {})) for arm in cells.arms})
+        if unbound := sorted({row.arm for row in cells.rows} - values.keys()):
+            missing.append(f"without {self.binding}: {', '.join(unbound)}")
+        ticks = {place: value for value, place in places.items()}
+        return Content(lines=drawn, missing=missing, places=ticks, named=named)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeatMap(Spec):
+    """A grid of each arm, such as the score at each length (rows) and depth (columns): means over seeds, a panel
+    an arm, on one colour scale.
+
+    Attributes:
+      metric: path of a grid in a row.
+      format: of the numbers in the cells.
+    """
+
+    metric: str
+    row_label: str = ""
+    column_label: str = ""
+    label: str = ""
+    format: str = ".2f"
+
+    def _content(self, cells: Cells) -> tuple[list[Grid], list[str]]:
+        found = cells.numbers(self.metric, depth=2)
+        grids, counts = [], {}
+        for arm, by_label in found.items():
+            values = {
+                (row, column): mean_interval(ys.values()).mean for (row, column), ys in by_label.items()
+            }
+            grids.append(Grid(name=arm, values=values))
+            counts[arm] = len({seed for ys in by_label.values() for seed in ys})
+            counts |= {
+                f"{arm} at {row}, {column}": len(ys)
+                for (row, column), ys in by_label.items()
+                if len(ys) < counts[arm]
+            }
+        return grids, cells.missing(counts)
+
+    def _figure(self, cells: Cells, arms: Sequence[str]) -> Figure:
+        grids, missing = self._content(cells)
+        rows, columns = (
+            list(_places(labels[axis] for grid in grids for labels in grid.values)[0]) for axis in (0, 1)
+        )
+        return drawing.grids(
+            grids,
+            rows=rows,
+            columns=columns,
+            title=self.title,
+            labels=(self.row_label, self.column_label, self.label or _label(self.metric)),
+            format=self.format,
+            notes=["Means over seeds; hatched cells were not measured.", *missing],
+        )
+
+    def _words(self, cells: Cells, arms: Sequence[str]) -> Iterator[str]:
+        grids, missing = self._content(cells)
+        for grid in grids:
+            if not grid.values:
+                continue
+            least, most = (choose(grid.values, key=grid.values.__getitem__) for choose in (min, max))
+            yield (
+                f"{grid.name}: from {grid.values[least]:{self.format}} at {', '.join(least)} to "
+                f"{grid.values[most]:{self.format}} at {', '.join(most)}, mean "
+                f"{np.mean(list(grid.values.values())):{self.format}}"
+            )
+        yield from missing
+
+
+def _mark(name: str, xs: Seeds, ys: Seeds) -> Mark | None:
+    """The point of the seeds that have both; None if there is none."""
+    seeds = {seed: (xs[seed], ys[seed]) for seed in sorted(xs.keys() & ys.keys())}
+    if not seeds:
+        return None
+    x, y = (mean_interval(values) for values in zip(*seeds.values(), strict=True))
+    return Mark(name=name, x=x, y=y, seeds=seeds)
+
+
+def _found(marks: Iterable[Mark | None]) -> tuple[Mark, ...]:
+    return tuple(mark for mark in marks if mark is not None)
+
+
+def _places(labels: Iterable[str]) -> tuple[dict[str, float], bool]:
+    """Where labels stand, in order: at their numbers or, if one is no number, one after the other (True)."""
+    labels = list(dict.fromkeys(labels))
+    try:
+        return dict(sorted(((label, float(label)) for label in labels), key=lambda item: item[1])), False
+    except ValueError:
+        return {label: float(place) for place, label in enumerate(labels)}, True
+
+
+def _telling(marks: Sequence[Mark]) -> list[Mark]:
+    """All marks if they are few, otherwise the first, the lowest, the highest and the last."""
+    if len(marks) <= 6:
+        return list(marks)
+    low, high = (choose(range(len(marks)), key=lambda i: marks[i].y.mean) for choose in (min, max))
+    return [marks[i] for i in sorted({0, low, high, len(marks) - 1})]
+
+
+def _label(path: str) -> str:
+    """The label of a table's column of that path, or its words."""
+    known = {measure.path: measure.label for measure in tables.MEASURES.values()}
+    return known.get(path) or " ".join(path.split(".")[1:] or [path]).replace("_", " ")
+
+
+def _text(estimate: Estimate) -> str:
+    """The mean, ± the half width of its interval where there is one."""
+    text = drawing.short(estimate.mean)
+    return f"{text} ± {drawing.short(estimate.half_width, digits=2)}" if estimate.half_width > 0 else text
