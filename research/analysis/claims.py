@@ -1,0 +1,140 @@
+"""Claims, their sub-claims, and what has to be declared before a run so that its rows can decide them."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import statistics as standard
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from research.analysis.rules import ALPHA, ClaimError, Difference, PairedTest, Reading, Rule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published figure and where it stands. `tag`: L, read in the source; L2, in somebody's notes on it."""
+
+    figure: str
+    source: str
+    tag: Literal["L", "L2"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A sentence to be tested, and what is published about it. `id`: C1, C2, ..."""
+
+    id: str
+    text: str
+    published: tuple[Published, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """All claims, in order. ClaimError: two of one id."""
+
+    claims: tuple[Claim, ...]
+
+    def __post_init__(self):
+        require_distinct([claim.id for claim in self.claims], "Ledger.claims in configs/claims.gin")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A precondition on an arm, judged by its median seed; no seed is dropped. ClaimError: no bound."""
+
+    metric: str
+    arm: str
+    least: float | None = None
+    most: float | None = None
+
+    def __post_init__(self):
+        if self.least is None and self.most is None:
+            raise ClaimError(f"Gate on {self.metric} of {self.arm}: no bound; give it a least or a most")
+
+    def explain(self) -> str:
+        bounds = [("at least", self.least), ("at most", self.most)]
+        expected = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        return f"{self.metric} of {self.arm} {expected}"
+
+    def failure(self, seeds: Iterable[float]) -> str | None:
+        """Why the gate fails at these values, or None."""
+        median = standard.median(seeds)
+        least = -math.inf if self.least is None else self.least
+        most = math.inf if self.most is None else self.most
+        if least <= median <= most:
+            return None
+        return f"gate failed: expected {self.explain()}, found {median:.4g} at the median seed"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubClaim:
+    """A part of a claim that one rule decides.
+
+    Attributes:
+      id: the claim's and a name, such as C1.efficiency.
+      rule: decides it.
+      gates: preconditions; where one fails the verdict is inconclusive.
+      controls: negative controls, tests that must come out null: rejected where the difference is significant and
+        not of the expected sign (A/A contrasts expect `equal`). They are tests of the study as the rules are.
+      sizes: the same difference at other model sizes, smallest first: where its sign changes the verdict says so.
+      unit: of the effect.
+      published: what it compares with.
+    """
+
+    id: str
+    text: str
+    rule: Rule
+    gates: tuple[Gate, ...] = ()
+    controls: tuple[PairedTest, ...] = ()
+    sizes: tuple[Difference, ...] = ()
+    unit: str = ""
+    published: tuple[Published, ...] = ()
+
+    def __post_init__(self):
+        if not re.fullmatch(r"C\d+\.\w+", self.id):
+            raise ClaimError(
+                f"SubClaim.id = {self.id!r}: expected a claim and a name, such as 'C1.efficiency'"
+            )
+
+    @property
+    def claim(self) -> str:
+        """The id of its claim."""
+        return self.id.partition(".")[0]
+
+    def reads(self) -> tuple[Reading, ...]:
+        """All values that its verdict needs, each once."""
+        gates = [(gate.arm, gate.metric) for gate in self.gates]
+        parts = [self.rule.reads(), gates, *(control.reads() for control in self.controls)]
+        return tuple(dict.fromkeys(reading for part in parts for reading in part))
+
+    def unreached(self) -> frozenset[Reading]:
+        """Those of them of which None says that they were not reached."""
+        return frozenset(self.rule.unreached()).union(*(control.unreached() for control in self.controls))
+
+
+def rule_hash(subclaim: SubClaim) -> str:
+    """SHA-256 of all that decides the verdict: rule, gates, controls, sizes and level; not of texts, units, sources."""
+    parts = subclaim.rule, subclaim.gates, subclaim.controls, subclaim.sizes, ALPHA
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """A rule, or several, as text: the same for equal rules in any process."""
+    return json.dumps(_plain(value), sort_keys=True)
+
+
+def require_distinct(ids: Sequence[str], where: str) -> None:
+    """ClaimError where an id stands twice."""
+    if twice := sorted({one for one in ids if ids.count(one) > 1}):
+        raise ClaimError(f"{where}: {twice[0]!r} is declared twice, expected once")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"": type(value).__name__, **fields}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return float(value) if isinstance(value, int | float) else value  # gin reads 1 and 1.0 as two things

@@ -1,0 +1,118 @@
+"""What has to be declared before a run, and what of it decides."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from research.analysis.claims import Claim, Gate, Ledger, Published, SubClaim, rule_hash
+from research.analysis.rules import ClaimError, Contrast, Counted, Difference, Level, Trend
+
+RULE = Contrast(metric="metrics.loss", arm="causal", baseline="prefix", expect="less")
+GATE = Gate(metric="metrics.slope", arm="causal", least=-0.1)
+CONTROL = Contrast(metric="metrics.loss", arm="causal", baseline="causal_again", expect="equal")
+SIZE = Difference(metric="metrics.loss", arm="causal_large", baseline="prefix_large")
+SUBCLAIM = SubClaim(
+    id="C2.loss", text="lower loss", rule=RULE, gates=(GATE,), controls=(CONTROL,), sizes=(SIZE,)
+)
+
+
+def changed(value, **fields):
+    return dataclasses.replace(value, **fields)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"text": "other words"},
+        {"unit": "nats"},
+        {"published": (Published(figure="1.9", source="a paper", tag="L"),)},
+    ],
+)
+def test_the_hash_is_not_of_texts(edit):
+    assert rule_hash(changed(SUBCLAIM, **edit)) == rule_hash(SUBCLAIM)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"rule": changed(RULE, **{name: value})}
+        for name, value in [
+            ("metric", "metrics.bits"),
+            ("arm", "encoder_decoder"),
+            ("baseline", "encoder_decoder"),
+            ("baseline_metric", "metrics.bits"),
+            ("expect", "greater"),
+            ("margin", 0.03),
+            ("least", 0.01),
+        ]
+    ]
+    + [
+        {"rule": Level(metric="metrics.loss", arm="causal", value=2.0, expect="less")},
+        {"rule": Counted(of=RULE)},
+        {"rule": Trend(metrics=("metrics.loss",), arms=("causal", "prefix"), expect="rising")},
+        {"gates": ()},
+        {"gates": (changed(GATE, least=-0.2),)},
+        {"gates": (changed(GATE, most=0.2),)},
+        {"controls": ()},
+        {"controls": (changed(CONTROL, margin=0.1),)},
+        {"sizes": ()},
+    ],
+    ids=str,
+)
+def test_the_hash_is_of_all_that_decides(edit):
+    assert rule_hash(changed(SUBCLAIM, **edit)) != rule_hash(SUBCLAIM)
+
+
+def test_the_hash_is_of_values_and_not_of_how_gin_wrote_them():
+    whole, broken = (changed(SUBCLAIM, rule=changed(RULE, margin=margin)) for margin in (1, 1.0))
+    assert rule_hash(whole) == rule_hash(broken)
+
+
+def test_the_hash_is_the_same_in_another_process():
+    code = (
+        "from research.analysis.claims import SubClaim, rule_hash\n"
+        "from research.analysis.rules import Contrast\n"
+        "rule = Contrast(metric='metrics.loss', arm='causal', baseline='prefix', expect='less')\n"
+        "print(rule_hash(SubClaim(id='C2.loss', text='', rule=rule)))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == rule_hash(SubClaim(id="C2.loss", text="", rule=RULE))
+    assert len(printed.strip()) == 64
+
+
+def test_a_subclaim_reads_its_rule_gates_and_controls():
+    assert SUBCLAIM.reads() == (
+        ("causal", "metrics.loss"),
+        ("prefix", "metrics.loss"),
+        ("causal", "metrics.slope"),
+        ("causal_again", "metrics.loss"),
+    )
+
+
+@pytest.mark.parametrize("name", ["C2", "efficiency", "c2.loss", "C2.loss.late", "C2."])
+def test_a_subclaim_is_named_after_its_claim(name):
+    assert SUBCLAIM.claim == "C2"
+    with pytest.raises(ClaimError, match="expected a claim and a name, such as 'C1.efficiency'"):
+        changed(SUBCLAIM, id=name)
+
+
+def test_a_gate_is_judged_by_the_median_seed():
+    gate = Gate(metric="m", arm="a", least=0.8)
+    assert gate.failure([0.1, 0.9, 0.95]) is None
+    assert (
+        gate.failure([0.99, 0.5, 0.7])
+        == "gate failed: expected m of a at least 0.8, found 0.7 at the median seed"
+    )
+    assert Gate(metric="m", arm="a", most=0.0).failure([-1.0, 0.0, 5.0]) is None
+    assert Gate(metric="m", arm="a", most=0.0).failure([0.1]) is not None
+    both = Gate(metric="m", arm="a", least=0.1, most=0.9)
+    assert [both.failure([value]) is None for value in (0.05, 0.5, 0.95)] == [False, True, False]
+
+
+def test_a_gate_without_a_bound_and_a_claim_declared_twice_are_refused():
+    with pytest.raises(ClaimError, match="no bound"):
+        Gate(metric="m", arm="a")
+    with pytest.raises(ClaimError, match="'C1' is declared twice"):
+        Ledger(claims=(Claim(id="C1", text="this"), Claim(id="C1", text="that")))

@@ -1,0 +1,285 @@
+"""Rules on numbers whose verdict is known."""
+
+import math
+
+import pytest
+import scipy.stats
+
+from research.analysis.rules import (
+    ClaimError,
+    Contrast,
+    Counted,
+    Difference,
+    Interaction,
+    Level,
+    Matched,
+    NotTestable,
+    RankContrast,
+    Trend,
+    Undecidable,
+    Verdict,
+)
+
+JITTER = (0.004, -0.004, 0.002, -0.002, 0.0)  # over five seeds; its mean is zero
+SEEDS = range(5)
+
+
+def around(mean, jitter=JITTER, seeds=SEEDS):
+    """Five seeds around a mean; what seeds share is large, so that only pairs tell arms apart."""
+    return {seed: mean + 10.0 * seed + jitter[seed] for seed in seeds}
+
+
+FLAT = (0.0,) * 5
+WIDE = (0.4, -0.4, 0.3, -0.2, -0.1)
+
+
+def verdict(rule, values):
+    found = rule.measure(values)
+    return rule.judge(
+        found, 1.0 if found.p is None else found.p, 1.0 if found.p_equal is None else found.p_equal
+    )[0]
+
+
+def contrast(first, second, **fields):
+    rule = Contrast(metric="m", arm="a", baseline="b", **fields)
+    return verdict(rule, {("a", "m"): first, ("b", "m"): second})
+
+
+@pytest.mark.parametrize(
+    ("difference", "expect", "expected"),
+    [
+        (-0.1, "less", Verdict.SUPPORTED),
+        (+0.1, "greater", Verdict.SUPPORTED),
+        (+0.1, "less", Verdict.REFUTED),
+        (-0.1, "greater", Verdict.REFUTED),
+        (0.0, "less", Verdict.REFUTED),  # equal within 0.02 is an answer
+        (0.0, "equal", Verdict.SUPPORTED),
+        (-0.01, "equal", Verdict.SUPPORTED),  # significant, and within the margin
+        (0.1, "equal", Verdict.REFUTED),
+    ],
+)
+def test_a_contrast_of_clear_numbers(difference, expect, expected):
+    assert contrast(around(1.0 + difference), around(1.0, FLAT), expect=expect) == expected
+
+
+@pytest.mark.parametrize("expect", ["less", "greater", "equal"])
+def test_a_contrast_that_seeds_drown_is_inconclusive(expect):
+    assert contrast(around(1.05, WIDE), around(1.0, FLAT), expect=expect) == Verdict.INCONCLUSIVE
+
+
+def test_an_effect_below_the_least_does_not_support():
+    fields = {"expect": "greater", "least": 0.5}
+    assert contrast(around(1.6), around(1.0, FLAT), **fields) == Verdict.SUPPORTED
+    assert contrast(around(1.4), around(1.0, FLAT), **fields) == Verdict.INCONCLUSIVE
+    assert contrast(around(1.01), around(1.0, FLAT), **fields) == Verdict.REFUTED  # within the margin
+
+
+def test_the_verdict_follows_the_corrected_p_and_not_the_raw_one():
+    rule = Contrast(metric="m", arm="a", baseline="b", expect="greater")
+    found = rule.measure({("a", "m"): around(1.1), ("b", "m"): around(1.0, FLAT)})
+    assert found.p is not None
+    assert found.p < 0.01
+    assert rule.judge(found, 0.06, 1.0) == (Verdict.INCONCLUSIVE, "not significant")
+
+
+def test_a_contrast_of_two_metrics_of_one_arm():
+    rule = Contrast(metric="metrics.loss.512", arm="a", baseline_metric="metrics.loss.64", expect="greater")
+    assert rule.reads() == (("a", "metrics.loss.512"), ("a", "metrics.loss.64"))
+    values = {("a", "metrics.loss.512"): around(3.0), ("a", "metrics.loss.64"): around(2.0, FLAT)}
+    assert verdict(rule, values) == Verdict.SUPPORTED
+    assert rule.measure(values).effect.mean == pytest.approx(1.0)
+
+
+def test_nothing_is_compared_with_itself():
+    with pytest.raises(ClaimError, match="m of a: compared with itself"):
+        Contrast(metric="m", arm="a", expect="less")
+    with pytest.raises(ClaimError, match="compared with itself"):
+        Difference(metric="m", arm="a", baseline="a")
+
+
+def test_one_seed_tests_nothing():
+    rule = Contrast(metric="m", arm="a", baseline="b", expect="less")
+    with pytest.raises(Undecidable, match="1 paired seeds, expected 2") as caught:
+        rule.measure({("a", "m"): {0: 1.0, 1: 2.0}, ("b", "m"): {1: 2.0}})
+    assert caught.value.verdict == Verdict.INCONCLUSIVE
+
+
+def test_arms_of_more_and_of_fewer_seeds_are_paired_on_what_both_declare():
+    rule = Contrast(metric="m", arm="a", baseline="b", expect="greater")
+    first = {**around(1.5), 5: 900.0}
+    assert rule.measure({("a", "m"): first, ("b", "m"): around(1.0, FLAT)}).effect.n == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "expect", "expected"),
+    [
+        (16.0, "equal", Verdict.SUPPORTED),
+        (15.0, "equal", Verdict.REFUTED),
+        (15.0, "greater", Verdict.SUPPORTED),
+        (17.0, "greater", Verdict.REFUTED),
+    ],
+)
+def test_a_level_is_a_t_test_against_a_number(value, expect, expected):
+    measured = dict(zip(SEEDS, (16.001, 15.999, 16.002, 15.998, 16.0), strict=True))
+    rule = Level(metric="m", arm="a", value=value, expect=expect)
+    assert verdict(rule, {("a", "m"): measured}) == expected
+
+
+def test_a_level_has_the_p_of_scipy():
+    measured = dict(zip(SEEDS, (0.6, 0.7, 0.55, 0.8, 0.65), strict=True))
+    found = Level(metric="m", arm="a", value=0.5, expect="greater").measure({("a", "m"): measured})
+    assert found.p == pytest.approx(scipy.stats.ttest_1samp(list(measured.values()), 0.5).pvalue)
+
+
+def test_an_interaction_is_a_difference_of_differences():
+    parts = Difference(metric="m", arm="a", baseline="b"), Difference(metric="m", arm="c", baseline="d")
+    rule = Interaction(first=parts[0], second=parts[1], expect="greater")
+    means = {"a": 1.5, "b": 1.0, "c": 1.1, "d": 1.0}
+    values = {(arm, "m"): around(mean, JITTER if arm == "a" else FLAT) for arm, mean in means.items()}
+    assert rule.measure(values).effect.mean == pytest.approx(0.4)
+    assert verdict(rule, values) == Verdict.SUPPORTED
+    swapped = Interaction(first=parts[1], second=parts[0], expect="greater")
+    assert verdict(swapped, values) == Verdict.REFUTED
+
+
+@pytest.mark.parametrize(
+    ("means", "expect", "expected"),
+    [
+        ((1.0, 1.1, 1.2), "rising", Verdict.SUPPORTED),
+        ((1.0, 1.1, 1.2), "falling", Verdict.REFUTED),
+        ((1.2, 1.1, 1.0), "falling", Verdict.SUPPORTED),
+        ((1.0, 1.3, 1.2), "rising", Verdict.INCONCLUSIVE),  # the ends rise, a step falls
+        ((1.0, 1.0, 1.0), "rising", Verdict.REFUTED),
+    ],
+)
+def test_a_trend_asks_for_every_step(means, expect, expected):
+    arms = ("small", "middle", "large")
+    values = {
+        (arm, "m"): around(mean, FLAT if arm == "small" else JITTER)
+        for arm, mean in zip(arms, means, strict=True)
+    }
+    assert verdict(Trend(metrics=("m",), arms=arms, expect=expect), values) == expected
+
+
+def test_a_trend_over_the_metrics_of_one_arm():
+    rule = Trend(metrics=("tp.1", "tp.2", "tp.3"), arms=("a",), expect="rising")
+    assert rule.reads() == (("a", "tp.1"), ("a", "tp.2"), ("a", "tp.3"))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "arms"), [(("m",), ("a",)), (("m", "n"), ("a", "b", "c")), ((), ("a", "b"))]
+)
+def test_a_trend_of_points_that_do_not_pair_is_refused(metrics, arms):
+    with pytest.raises(ClaimError, match="expected as many of both"):
+        Trend(metrics=metrics, arms=arms, expect="rising")
+
+
+SWEEP = {"fast": (1.5, 0.9), "middle": (1.6, 0.7), "slow": (1.8, 0.5)}  # what was learnt, what was forgotten
+
+
+def sweep(**further):
+    values = {}
+    for arm, (learnt, forgotten) in {**SWEEP, **further}.items():
+        values[arm, "learnt"] = dict.fromkeys(SEEDS, learnt)
+        values[arm, "forgotten"] = {seed: forgotten + JITTER[seed] * (arm in further) for seed in SEEDS}
+    return values
+
+
+def matched(**fields):
+    return Matched(metric="forgotten", at="learnt", baseline=tuple(SWEEP), **{"expect": "less", **fields})
+
+
+def test_a_remedy_is_compared_with_the_frontier_at_what_it_learnt():
+    # The frontier forgets 0.8 at 1.55 and 0.6 at 1.7.
+    shifts = matched(arms=("ewc",))
+    assert verdict(shifts, sweep(ewc=(1.7, 0.4))) == Verdict.SUPPORTED
+    assert shifts.measure(sweep(ewc=(1.7, 0.4))).effect.mean == pytest.approx(-0.2)
+    assert verdict(shifts, sweep(ewc=(1.55, 0.8))) == Verdict.REFUTED  # it slides along
+
+
+def test_two_frontiers_are_compared_at_a_declared_value():
+    values = sweep(near=(1.5, 0.5), far=(1.7, 0.3))
+    found = matched(arms=("near", "far"), at_value=1.6).measure(values)
+    assert found.effect.mean == pytest.approx(0.4 - 0.7)
+
+
+@pytest.mark.parametrize("learnt", [1.4, 1.9])
+def test_a_frontier_is_not_extrapolated(learnt):
+    with pytest.raises(
+        Undecidable, match=r"not comparable: at seed 0 .* from 1\.5 to 1\.8, expected a range"
+    ):
+        matched(arms=("ewc",)).measure(sweep(ewc=(learnt, 0.4)))
+
+
+def test_several_arms_are_matched_at_a_value_only():
+    with pytest.raises(ClaimError, match="at_value"):
+        matched(arms=("a", "b"))
+
+
+def test_censored_values_are_compared_by_rank_with_the_share_that_reached():
+    rule = RankContrast(metric="steps", arm="a", baseline="b", expect="less", censored=(1000.0,))
+    a = dict(enumerate((100.0, 200.0, 150.0, 120.0, 110.0)))
+    b = dict(enumerate((900.0, 1000.0, math.inf, 800.0, math.inf)))  # two of them were never reached
+    found = rule.measure({("a", "steps"): a, ("b", "steps"): b})
+    assert found.effect.mean == -0.5  # all of a below all of b
+    assert math.isnan(found.effect.half_width)
+    assert found.p == pytest.approx(2 / 252)
+    assert "medians 120 and 1000; reached by 5 of 5 and 2 of 5" in found.note
+    assert verdict(rule, {("a", "steps"): a, ("b", "steps"): b}) == Verdict.SUPPORTED
+    assert verdict(rule, {("a", "steps"): b, ("b", "steps"): a}) == Verdict.REFUTED
+    assert verdict(rule, {("a", "steps"): a, ("b", "steps"): a}) == Verdict.INCONCLUSIVE
+    assert rule.unreached() == rule.reads()
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "expect", "expected"),
+    [
+        (16.0, "equal", Verdict.SUPPORTED),
+        (16.1, "equal", Verdict.REFUTED),
+        (16.0, "less", Verdict.REFUTED),
+        (12.0, "less", Verdict.SUPPORTED),
+    ],
+)
+def test_what_is_counted_is_compared_without_a_test(bytes_, expect, expected):
+    rule = Counted(of=Level(metric="bytes", arm="a", value=16.0, expect=expect))
+    assert rule.measure({("a", "bytes"): {0: bytes_}}).p is None
+    assert verdict(rule, {("a", "bytes"): dict.fromkeys(SEEDS, bytes_)}) == expected
+
+
+def test_what_seeds_disagree_on_is_not_counted():
+    rule = Counted(of=Level(metric="bytes", arm="a", value=16.0, expect="equal"))
+    with pytest.raises(Undecidable, match="not the same at every seed"):
+        rule.measure({("a", "bytes"): {0: 16.0, 1: 16.5}})
+
+
+def test_what_is_not_testable_says_why():
+    with pytest.raises(Undecidable, match="needs 175 B parameters") as caught:
+        NotTestable(reason="needs 175 B parameters").measure({})
+    assert caught.value.verdict == Verdict.NOT_TESTABLE
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (
+            Contrast(metric="m", arm="a", baseline="b", expect="less", least=0.1),
+            "m of a is less than m of b by at least 0.1; equal within 0.02 refutes",
+        ),
+        (
+            Contrast(metric="m", arm="a", baseline="b", expect="equal", margin=0.5),
+            "m of a equals m of b within 0.5",
+        ),
+        (Level(metric="m", arm="a", value=0.9, expect="greater"), "m of a is greater than 0.9"),
+        (
+            matched(arms=("ewc",)),
+            "at ewc's learnt: forgotten of ewc is less than forgotten of fast, middle, slow",
+        ),
+        (Trend(metrics=("m",), arms=("a", "b"), expect="rising"), "m of a, b, in this order: rising"),
+        (
+            Counted(of=Level(metric="m", arm="a", value=16, expect="equal")),
+            "m of a equals 16 within 0.02; counted",
+        ),
+    ],
+)
+def test_rules_in_words(rule, words):
+    assert rule.explain().startswith(words)
