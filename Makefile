@@ -1,5 +1,6 @@
 # Two commands: `make run` and `make test`. Each sets up what it needs; a second call does no work twice.
-# `make test-aot` compiles for TPUs without one; `make test-gpu` runs the attention tests on an NVIDIA GPU.
+# `make test-aot` compiles for TPUs without one; `make test-gpu` runs the attention tests on an NVIDIA GPU;
+# `make test-browser` reads the report in the system's Chromium.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -25,6 +26,9 @@ slow: $(VENV)/.test
 test-aot: .venv-aot/.done
 	.venv-aot/bin/python -m pytest tests/aot
 
+test-browser: .venv-browser/.done
+	.venv-browser/bin/python -m pytest tests/browser
+
 test-parity: .venv-parity/.done
 	.venv-parity/bin/python -m pytest tests/attention/test_positions.py tests/attention/test_scaling.py \
 		tests/generation/test_processors.py
@@ -46,6 +50,11 @@ $(VENV)/.test: requirements-dev.txt $(VENV)/.run
 	.venv-aot/bin/python -m pip install --quiet -r requirements-aot.txt
 	touch $@
 
+.venv-browser/.done: requirements-browser.txt requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv .venv-browser
+	.venv-browser/bin/python -m pip install --quiet -r requirements-browser.txt
+	touch $@
+
 .venv-parity/.done: requirements-parity.txt requirements-dev.txt requirements.txt
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet -r requirements-parity.txt
@@ -56,4 +65,4 @@ $(VENV)/.test: requirements-dev.txt $(VENV)/.run
 	.venv-gpu/bin/python -m pip install --quiet -r requirements-dev.txt "jax[cuda13]"
 	touch $@
 
-.PHONY: run test lint fast slow test-aot test-parity test-gpu
+.PHONY: run test lint fast slow test-aot test-browser test-parity test-gpu
