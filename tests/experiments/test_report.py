@@ -1,0 +1,106 @@
+"""The report finds every study with rows, and what their run folders have."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from experiments import configs, report, study
+from research.analysis import fragments, html, results
+
+COMMITTED = configs.ROOT / "results" / "architecture" / "smoke" / "cells"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    planned = study.load("architecture", "smoke")
+    return results.select(results.load(COMMITTED), planned.arms, planned.seeds)
+
+
+@pytest.fixture
+def committed(tmp_path):
+    """A results folder with the committed rows."""
+    shutil.copytree(COMMITTED, tmp_path / "results" / "architecture" / "smoke" / "cells")
+    return tmp_path / "results"
+
+
+def rewritten(folder, row, **changes):
+    cells = folder / "architecture" / "smoke" / "cells"
+    (cells / row.name).unlink()
+    results.save(dataclasses.replace(row, **changes), cells)
+
+
+def test_a_run_has_what_its_folder_has(rows, tmp_path):
+    folder = tmp_path / "architecture" / "smoke" / rows[0].name.removesuffix(".json")
+    assert report.run(rows[0], tmp_path) == fragments.Run(row=rows[0])
+    folder.mkdir(parents=True)
+    line = {"step": 10, "loss": 3.5}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + '\n{"step": 20, "lo')  # a kill cut it short
+    (folder / "samples.txt").write_text("Fellow citizens")
+    (folder / "samples-hot.jsonl").write_text('{"prompt": "Fellow", "text": "travellers"}\n')
+    (folder / "samples.bin").write_text("neither")
+    found = report.run(rows[0], tmp_path)
+    assert found.log == (line,)
+    assert found.samples == ("prompt: Fellow\ntext: travellers", "Fellow citizens")
+
+
+def test_arms_with_the_same_masks_share_a_picture(rows):
+    pictures, undrawn = report.mask_pictures(rows, {})
+    assert undrawn == []
+    captions = [picture.caption for picture in pictures]
+    assert captions[:3] == ["causal_lm", "prefix_lm", "encoder_decoder_lm, encoder_decoder_half_lm"]
+    assert "self-attention, Causal(): keys no later than the query." in pictures[0].alt
+    assert "and the whole prefix" in pictures[1].alt
+    for part in ("encoder, Full()", "cross-attention, Full()", "decoder, Causal()"):
+        assert part in pictures[2].alt
+
+
+def test_a_config_that_no_longer_loads_costs_its_picture_only(rows):
+    old = dataclasses.replace(rows[0], config=rows[0].config.replace("masks.Causal", "masks.Casual"))
+    pictures, undrawn = report.mask_pictures([old, *rows[2:4]], {})
+    assert [picture.caption for picture in pictures] == ["prefix_lm"]
+    assert undrawn[0].startswith("The mask of causal_lm is not drawn: ")
+    assert "Casual" in undrawn[0]
+
+
+def test_sections_say_what_is_left_out_and_what_is_refused(committed, rows, tmp_path):
+    rewritten(committed, rows[0], arm="forgotten")
+    rewritten(committed, rows[1], data={**rows[1].data, "fingerprint": "other"})
+    (found,) = report.sections(committed, tmp_path)
+    assert len(found.runs) == 15
+    assert found.table is None
+    assert found.notes[0] == "1 rows of arms or seeds that the study does not declare are left out."
+    assert found.notes[1].startswith("No table: data.fingerprint")
+    assert html.page([found], title="x")
+
+
+def test_rows_of_no_study_are_an_error(committed, tmp_path):
+    shutil.move(committed / "architecture", committed / "archtecture")
+    with pytest.raises(configs.ConfigError, match="--study=archtecture: no configs"):
+        list(report.sections(committed, tmp_path))
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_same_file_twice_or_says_in_one_line_why_not(tmp_path):
+    def command(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "experiments.report", *words],
+            cwd=configs.ROOT,
+            capture_output=True,
+            text=True,
+        )
+
+    pages = []
+    for name in ("one.html", "two.html"):
+        done = command(f"--out={tmp_path / name}", f"--runs_dir={tmp_path}")
+        assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(tmp_path / name), "")
+        pages.append((tmp_path / name).read_bytes())
+    assert pages[0] == pages[1]
+    failed = command(f"--out={tmp_path / 'three.html'}", f"--results_dir={tmp_path}")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"error: --results_dir={tmp_path}: no rows")
+    assert failed.stderr.count("\n") == 1
+    assert not (tmp_path / "three.html").exists()
