@@ -220,6 +220,8 @@ class Scaling(Frontier):
     log_x: bool = True
     log_y: bool = True
 
+    explained: ClassVar[str] = f"{Lines.explained} Exponents are those of power laws fitted to each seed."
+
     def _line(self, line: Line) -> Line:
         marks = tuple(sorted(line.marks, key=lambda mark: mark.x.mean))
         line = dataclasses.replace(line, marks=marks)

@@ -274,6 +274,7 @@ def test_a_power_law_is_found_with_its_interval_over_seeds():
     figure = spec.draw(found, tuple(sizes))
     half = mean_interval(slopes).half_width
     assert legend(figure) == [f"law: s, l, m; exponent -0.12 ± {half:.2g}"]
+    assert "power laws fitted to each seed" in note(figure)
     (trend,) = (np.array(xy) for label, xy in lines(figure).items() if label.endswith(": trend"))
     np.testing.assert_allclose(trend[:, 1], 9 * trend[:, 0] ** -0.12)
     assert (figure.axes[0].get_xscale(), figure.axes[0].get_yscale()) == ("log", "log")
