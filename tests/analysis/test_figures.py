@@ -72,7 +72,7 @@ def legend(figure):
 
 
 def note(figure):
-    return figure.get_supxlabel()
+    return figure.get_supxlabel().replace("\n", " ")
 
 
 def bars(figure):
