@@ -9,6 +9,8 @@ import abc
 import contextlib
 import dataclasses
 import importlib
+import logging
+import os
 import struct
 import time
 import uuid
@@ -194,27 +196,44 @@ class _WeightsAndBiases(Writer):
         self._run.finish(exit_code=0 if complete else 1)
 
 
+# By itself MLflow asks a server that does not answer for many minutes, and the run would wait for it.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MLflow(Tracker):
-    """MLflow (the package `mlflow-skinny`, or `mlflow`).
+    """MLflow (the package `mlflow-skinny`, or `mlflow`; a database takes `sqlalchemy` and `alembic` too).
 
     Attributes:
       experiment: the name of the MLflow experiment that its runs are part of.
-      uri: of the tracking store (a server, a database), or None for files in the run folder.
+      uri: of the tracking store (a server, a database), or None for `mlflow.db` in the run folder.
     """
 
     experiment: str = "architecture-ablations"
     uri: str | None = None
 
     def open(self, folder: Path, title: str, config: str, *, first: int) -> Writer:
-        client = _package("mlflow", self).MlflowClient(self.uri or (folder / "mlruns").absolute().as_uri())
-        return _MLflow(client, self._run(client, folder, title, config))
+        mlflow = _package("mlflow", self)
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
+        folder = folder.absolute()
+        uri = self.uri or f"sqlite:///{folder}/mlflow.db"
+        if uri.startswith("sqlite"):
+            _package("sqlalchemy", self)
+            _package("alembic", self, "alembic.migration")
+            logging.getLogger("mlflow.store.db.utils").setLevel(
+                logging.WARNING
+            )  # else it tells of its tables
+        client = mlflow.MlflowClient(uri)
+        files = (folder / "mlflow").as_uri() if self.uri is None else None
+        return _MLflow(client, self._run(client, files, _identity(folder), title, config))
 
-    def _run(self, client: Any, folder: Path, title: str, config: str) -> str:
+    def _run(self, client: Any, files: str | None, identity: str, title: str, config: str) -> str:
         """The id of the run that this folder has there; a new one where it has none."""
-        known = client.get_experiment_by_name(self.experiment)
-        experiment = client.create_experiment(self.experiment) if known is None else known.experiment_id
-        identity = _identity(folder)
+        if client.get_experiment_by_name(self.experiment) is None:
+            with contextlib.suppress(importlib.import_module("mlflow.exceptions").MlflowException):
+                client.create_experiment(self.experiment, files)  # another run may have made it meanwhile
+        experiment = client.get_experiment_by_name(self.experiment).experiment_id
         for run in client.search_runs([experiment], f"tags.identity = '{identity}'"):
             client.update_run(run.info.run_id, "RUNNING")
             return run.info.run_id
