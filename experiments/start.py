@@ -17,8 +17,9 @@ CACHE_BYTES = 4 * 2**30  # of compiled programs on disk; the least recently used
 
 
 def process() -> None:
-    """Set up the process: quiet logs, kept compilations and, on Linux, an allocator that keeps its memory and the
-    widest vectors of the CPU. Call it before JAX looks for devices; `settings` says what was set.
+    """Set up the process: quiet logs, kept compilations, one program at a time on a CPU and, on Linux, an allocator
+    that keeps its memory and the widest vectors of the CPU. Call it before JAX looks for devices; `settings` says what
+    was set.
 
     Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or below the user's cache. SIGTERM is taken as Ctrl-C is.
     """
@@ -31,6 +32,8 @@ def process() -> None:
         # A bounded cache is a locked one: without the lock a process may read what another is still writing.
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # A program that waits for its turn already has its temporaries, by which kept memory would grow.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if _keeps_memory():
         _keep_memory()
     cpu = Path("/proc/cpuinfo")
