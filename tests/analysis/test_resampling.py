@@ -147,6 +147,13 @@ def test_runs_are_drawn_within_a_task():
     assert found == Interval(value=50, low=50, high=50)
 
 
+def test_each_task_draws_runs_of_its_own():
+    # runs that are equal on all four tasks: drawn whole, they would be worth no more than one task
+    runs = normal(12, 300, 1)
+    one, four = (interquartile_mean(runs.repeat(tasks, axis=1), draws=1000) for tasks in (1, 4))
+    assert spread(four) == pytest.approx(spread(one) / 2, rel=0.12)
+
+
 def test_the_interval_of_an_interquartile_mean_has_its_known_width():
     # n times the variance of a trimmed mean is 4 (E[x^2; |x| < q] + q^2 / 2) for a symmetric distribution: here 1.19
     q = scipy.stats.norm.ppf(0.75)
