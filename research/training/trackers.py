@@ -9,6 +9,7 @@ import abc
 import contextlib
 import dataclasses
 import importlib
+import json
 import logging
 import os
 import struct
@@ -50,7 +51,7 @@ class Tracker(abc.ABC):
           folder: the run folder.
           title: what the run is called.
           config: its effective config, as text.
-          first: steps done before; what was written of later ones, before a kill, no longer counts.
+          first: steps done before, where `metrics.jsonl` ends; what a killed run wrote of later ones counts no longer.
 
         Raises:
           TrackerError: its package is not installed.
@@ -82,12 +83,12 @@ class Tracking:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Hand on a line of `metrics.jsonl`: `step`, and numbers by name; what is None is left out."""
-        values = {name: value for name, value in line.items() if name != "step" and value is not None}
+        step, values = _read(line)
         for tracker, writer in list(self._writers.items()):
             try:
-                writer.write(line["step"], values)
+                writer.write(step, values)
             except Exception as error:
-                self._report(tracker, f"failed at step {line['step']} and is switched off", error)
+                self._report(tracker, f"failed at step {step} and is switched off", error)
                 del self._writers[tracker]
                 with contextlib.suppress(Exception):
                     writer.close(complete=False)
@@ -160,7 +161,7 @@ class WeightsAndBiases(Tracker):
 
     Attributes:
       project: where its runs are listed.
-      mode: "offline" writes into the run folder, for `wandb sync`; "online" sends at once.
+      mode: "offline" writes into the run folder, and `wandb sync` sends `wandb/latest-run`; "online" sends at once.
       entity: the user or team, or None for the one who is logged in.
     """
 
@@ -182,7 +183,14 @@ class WeightsAndBiases(Tracker):
             config={"config": config},
             settings=wandb.Settings(console="off", silent=True),
         )
-        return _WeightsAndBiases(run)
+        writer, known = _WeightsAndBiases(run), run.step
+        # What a kill took from its buffers; offline that is all, so the newest folder holds the whole run.
+        log = folder / "metrics.jsonl"
+        for line in log.read_text().splitlines() if log.exists() else ():
+            step, values = _read(json.loads(line))
+            if step >= known:
+                writer.write(step, values)
+        return writer
 
 
 class _WeightsAndBiases(Writer):
@@ -264,6 +272,11 @@ class _MLflow(Writer):
 
     def close(self, *, complete: bool) -> None:
         self._client.set_terminated(self._run_id, "FINISHED" if complete else "KILLED")
+
+
+def _read(line: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+    """The step and the numbers of a line of the log."""
+    return line["step"], {name: v for name, v in line.items() if name != "step" and v is not None}
 
 
 def _identity(folder: Path) -> str:
