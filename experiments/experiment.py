@@ -92,7 +92,7 @@ class Experiment:
         """sha256 (hex) of everything that decides the numbers: every value of the tree but four."""
         tree = describe(dataclasses.replace(self, parallelism=Parallelism(), plan=loop.Plan(), keep=Keep()))
         del tree["trackers"]
-        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+        return _sha256(tree)
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -109,6 +109,20 @@ def load(files: Iterable[str], bindings: Sequence[str] = ()) -> tuple[Experiment
     if not files:
         raise configs.ConfigError("no --gin_file; for example --gin_file=configs/architecture/prefix_lm.gin")
     return configs.load(train, files, bindings), configs.operative()
+
+
+def key(planned: Experiment, data_dir: str | None) -> str:
+    """sha256 (hex) of all that decides the numbers of a run: the experiment with its seed, and the data."""
+    return _sha256([planned.key(), dataset(planned.data, data_dir).fingerprint])
+
+
+def hash_of(value: Any) -> str:
+    """sha256 (hex) of a config tree; see `describe`."""
+    return _sha256(describe(value))
+
+
+def _sha256(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def describe(value: Any) -> Any:

@@ -1,155 +1,146 @@
 """Run the missing cells of a study: python -m experiments.launch --study=architecture --scale=smoke
 
-A cell is one arm with one seed. Its finished row lies in `results/<study>/<scale>/cells/`; a cell whose row is
-there is not run again, on any machine. Cells that share a program may train as one ensemble, or in processes beside
-each other; what is faster is found out by trying.
+A cell is one arm with one seed. Its finished row lies in `results/<study>/<scale>/cells/`; a cell whose row is there
+is not run again, on any machine, unless the code has come to measure something else (`--stale`). Cells that share a
+program may train as one ensemble, or in processes beside each other; what is faster is found out by trying. Two
+launches at once share the work.
 """
 
 import dataclasses
-import functools
 import os
+import statistics
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags
 from rich.console import Console
+from rich.table import Table as Grid
 
-from experiments import configs, experiment, grouping, running, start, study, tabulate
+from experiments import (
+    cells,
+    clusters,
+    configs,
+    experiment,
+    grouping,
+    staleness,
+    start,
+    study,
+    tabulate,
+    tuning,
+)
+from experiments.cells import Cell, Outcome
+from experiments.live import Board
 from research.analysis import results, tables
+from research.analysis import tuning as choosing
 from research.training import loop
 
 FLAGS = flags.FLAGS
 HOW = ("auto", "alone", "ensemble", "processes")
-Outcome = float | Exception  # a held-out loss, or why there is none
+PATIENCE = 5.0  # seconds between looks at a cell that another launch is at
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """One arm with one seed; `runs` and `rows` are the folders of run folders and of rows."""
+class Launcher:
+    """How cells are run.
 
-    study: study.Study
-    arm: str
-    seed: int
-    runs: Path
-    rows: Path
-    data_dir: str | None
-
-    @property
-    def title(self) -> str:
-        """How the cell is called in what is printed."""
-        return f"{self.arm} seed {self.seed}"
-
-    @functools.cached_property
-    def job(self) -> running.Job:
-        """What there is to run; the name of its folder and its row says which experiment it is."""
-        planned, config = self.study.experiment(self.arm, self.seed, self.data_dir)
-        name = f"{self.arm}-s{self.seed}-{planned.key()[:12]}"
-        return running.Job(planned, config, self.runs / name, self.title)
-
-    @property
-    def row(self) -> Path:
-        """The file of its row."""
-        return self.rows / f"{self.job.folder.name}.json"
-
-
-def missing(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells that have no row for their experiment as it is now."""
-    return [cell for cell in cells if not cell.row.exists()]
-
-
-def run(cells: Sequence[Cell], *, timed: bool, console: Console) -> list[Outcome]:
-    """Run cells that share a program, or one cell, and save their rows.
-
-    `timed`: nothing else runs beside them, so the timing of one cell means something.
+    Attributes:
+      how: one of HOW.
+      workers: processes, where cells run in processes.
+      members: most cells in an ensemble.
+      cluster: where cells are jobs, or None: on this machine.
     """
-    try:
-        found = running.run_all([cell.job for cell in cells], data_dir=cells[0].data_dir, console=console)
-    except loop.Interrupted:
-        raise
-    except Exception as error:
-        return [error] * len(cells)
-    return [
-        result if isinstance(result, Exception) else _saved(cell, result, timed=timed)
-        for cell, result in zip(cells, found, strict=True)
-    ]
 
+    how: str
+    workers: int
+    members: int
+    cluster: clusters.Cluster | None
+    console: Console
 
-def _saved(cell: Cell, result: running.Result, *, timed: bool) -> Outcome:
-    try:
-        return save(cell, result, timed=timed)
-    except OSError as error:
-        return RuntimeError(
-            f"cannot write {cell.row}: {error.strerror}; make room there, or make it writable, and the same command "
-            "goes on"
+    def run(self, todo: Sequence[Cell]) -> list[str]:
+        """Run cells; a line for each that failed."""
+        board, failed = Board(todo), []
+        with board.shown(self.console):
+            for cell, found in self._outcomes(todo):
+                board.done(cell, found)
+                if isinstance(found, Exception):
+                    self.console.print(f"{cell.title}  failed", highlight=False)
+                    failed.append(f"{cell.title}: {found}")
+                else:
+                    self.console.print(f"{cell.title}  held-out loss {found:.4f}", highlight=False)
+        return failed
+
+    def _outcomes(self, todo: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        """Every cell as it is done; those that another launch is at when it is done with them, or has given up."""
+        elsewhere: list[Cell] = []
+        for cell, found in self._once(todo):
+            if cells.in_use(found):
+                elsewhere.append(cell)
+            else:
+                yield cell, found
+        if elsewhere:
+            self.console.print(f"waiting for another launch, which is at {len(elsewhere)} cells")
+        while elsewhere:
+            time.sleep(PATIENCE)
+            waiting = []
+            for cell in elsewhere:
+                (found,) = cells.run([cell], timed=True, console=self._plain)
+                if cells.in_use(found):
+                    waiting.append(cell)
+                else:
+                    yield cell, found
+            elsewhere = waiting
+
+    def _once(self, todo: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        """Every cell as it is done, or found to be in use."""
+        if self.cluster is not None:
+            yield from self.cluster.each(cells.run_quietly, todo)
+            return
+        with grouping.Workers(min(self.workers, max(len(todo), 1))) as pool:
+            elsewhere: list[Cell] = []
+            for way, some in self._ways(todo, pool):
+                if way == "processes":
+                    elsewhere += some
+                    continue
+                size = self.members if way == "ensemble" else 1
+                for part in (some[first : first + size] for first in range(0, len(some), size)):
+                    yield from zip(part, cells.run(part, timed=True, console=self._plain), strict=True)
+            yield from pool.each(cells.run_quietly, elsewhere)
+
+    def _ways(self, todo: Sequence[Cell], pool: grouping.Workers) -> Iterator[tuple[str, list[Cell]]]:
+        """Cells, and how to run them."""
+        if not todo:
+            return
+        data_dir, how = todo[0].data_dir, self.how
+        if how == "auto" and not grouping.worth_a_probe([cell.job.planned for cell in todo], data_dir):
+            how = "alone"
+        if how in ("alone", "processes"):
+            yield how, list(todo)
+            return
+        for index in grouping.shapes([cell.job.planned for cell in todo], data_dir):
+            some = [todo[i] for i in index]
+            if len(some) == 1:
+                yield "alone", some
+            elif how == "ensemble":
+                yield how, some
+            else:
+                planned = [cell.job.planned for cell in some]
+                yield grouping.choose(planned, pool, self.members, data_dir, self.console), some
+
+    @property
+    def _plain(self) -> Console:
+        """Where a run says something; its own bar would stand in the way of the board."""
+        return (
+            Console(force_terminal=False, width=self.console.width)
+            if self.console.is_terminal
+            else self.console
         )
 
 
-def save(cell: Cell, result: running.Result, *, timed: bool) -> float:
-    """Save a cell's row, in place of an earlier row of the same arm and seed; its held-out loss."""
-    # Memory is the process's, which has run other cells before.
-    timing = {**result["timing"], "peak_memory_bytes": None} if timed else dict.fromkeys(result["timing"])
-    place: dict[str, Any] = {"scale": cell.study.scale, "arm": cell.arm, "seed": cell.seed}
-    row = results.Row(study=cell.study.name, **place, **{**result, "timing": timing})
-    superseded = set(cell.rows.glob(f"{cell.arm}-s{cell.seed}-*.json"))
-    path = results.save(row, cell.rows)
-    for old in superseded - {path}:
-        old.unlink()
-    return row.value("metrics.loss")
-
-
-def run_all(
-    cells: Sequence[Cell], *, how: str, workers: int, members: int, console: Console
-) -> Iterator[tuple[Cell, Outcome]]:
-    """Run the cells as `how` says (one of HOW), at most `members` in an ensemble; each cell as it is done."""
-    with grouping.Workers(workers) as pool:
-        elsewhere: list[Cell] = []
-        for way, some in _ways(cells, how, pool, members, console):
-            if way == "processes":
-                elsewhere += some
-                continue
-            size = members if way == "ensemble" else 1
-            for part in (some[first : first + size] for first in range(0, len(some), size)):
-                yield from zip(part, run(part, timed=True, console=console), strict=True)
-        yield from pool.each(_in_worker, elsewhere)
-
-
-def _ways(
-    cells: Sequence[Cell], how: str, pool: grouping.Workers, members: int, console: Console
-) -> Iterator[tuple[str, list[Cell]]]:
-    """Cells, and how to run them."""
-    if not cells:
-        return
-    data_dir = cells[0].data_dir
-    if how == "auto" and not grouping.worth_a_probe([cell.job.planned for cell in cells], data_dir):
-        how = "alone"
-    if how in ("alone", "processes"):
-        yield how, list(cells)
-        return
-    for index in grouping.shapes([cell.job.planned for cell in cells], data_dir):
-        some = [cells[i] for i in index]
-        if len(some) == 1:
-            yield "alone", some
-        elif how == "ensemble":
-            yield how, some
-        else:
-            planned = [cell.job.planned for cell in some]
-            yield grouping.choose(planned, pool, members, data_dir, console), some
-
-
-def _in_worker(cell: Cell) -> float:
-    """Run a cell in a process of its own, quietly."""
-    (found,) = run([cell], timed=False, console=Console(quiet=True))
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
-def time_rows(cells: Sequence[Cell], console: Console) -> None:
+def time_rows(todo: Sequence[Cell], console: Console) -> None:
     """Time some steps of cells whose rows have no speed, since others ran beside them, now that nothing else runs."""
-    found = {row.name: row for row in results.load(cells[0].rows)} if cells else {}
-    for cell in cells:
-        row = found.get(cell.row.name)
+    for cell in todo:
+        row = cell.row
         if row is not None and row.timing["tokens_per_second"] is None:
             planned = cell.job.planned
             tokens = experiment.cost(planned.model, planned.data, cell.data_dir).tokens
@@ -157,6 +148,121 @@ def time_rows(cells: Sequence[Cell], console: Console) -> None:
             console.print(f"{cell.title}  {rate:,.0f} tokens/s", highlight=False)
             timing = {**row.timing, "tokens_per_second": rate}
             results.save(dataclasses.replace(row, timing=timing), cell.rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """What cells of a group take: training TFLOP, and minutes at the speed of rows that were timed."""
+
+    cells: int
+    missing: int
+    teraflops: float
+    minutes: float
+
+
+def price(planned: study.Study, group: str, every: Sequence[Cell]) -> Price:
+    """What all cells of a group take, whether or not they have a row.
+
+    Speed is the median of the study's timed rows, arm by arm where there are any, or a guess for two cores.
+    """
+    own = [cell for cell in every if cell.arm in planned.groups[group]]
+    speeds: dict[str, list[float]] = {}
+    for row in results.load(every[0].rows) if every else []:
+        if (rate := row.timing["tokens_per_second"]) is not None:
+            per_token = row.budget["train_flops"] / row.budget["tokens_seen"]
+            speeds.setdefault(row.arm, []).append(rate * per_token)
+    usual = [statistics.median(found) for found in speeds.values()]
+    flops, seconds = 0.0, 0.0
+    for cell in own:
+        one = cell.job.planned
+        work = experiment.cost(one.model, one.data, cell.data_dir).train_flops * one.steps
+        flops += work
+        seconds += work / statistics.median(speeds.get(cell.arm) or usual or [grouping.SLOW])
+    return Price(len(own), len(cells.missing(own)), flops / 1e12, seconds / 60)
+
+
+def dry_run(planned: study.Study, every: Sequence[Cell], console: Console) -> None:
+    """Print what there is to run and what each group takes.
+
+    Raises:
+      ConfigError: a group takes longer than it may.
+    """
+    for cell in cells.missing(every):
+        console.print(f"{cell.title}  {cell.job.folder}", highlight=False)
+    grid, total = Grid("group", "cells", "to run", "TFLOP", "minutes"), 0.0
+    over = []
+    for group in planned.groups:
+        found = price(planned, group, every)
+        grid.add_row(
+            group, str(found.cells), str(found.missing), f"{found.teraflops:,.1f}", f"{found.minutes:,.1f}"
+        )
+        total += found.minutes
+        most = study.MINUTES.get(group)
+        if planned.scale == "small" and most is not None and total > most:
+            over.append(
+                f"group {group} takes {total:.0f} minutes with those before it, expected at most {most:.0f}"
+            )
+    console.print(grid)
+    if over:
+        raise configs.ConfigError(
+            f"{over[0]}; move arms to a later group in Table.groups of configs/{planned.name}/study.gin, or take "
+            "fewer seeds or steps"
+        )
+
+
+def chosen(planned: study.Study) -> tuple[str, ...]:
+    """The arms that the flags name.
+
+    Raises:
+      ConfigError: an arm or a group that the study has not.
+    """
+    every = [arm for arms in planned.groups.values() for arm in arms]
+    for arm in FLAGS.only or ():
+        if arm not in every:
+            raise configs.ConfigError(f"--only={arm}: study {planned.name} has the arms {every}")
+    for group in FLAGS.groups or ():
+        if group not in planned.groups:
+            raise configs.ConfigError(
+                f"--groups={group}: study {planned.name} has the groups {list(planned.groups)}"
+            )
+    groups = FLAGS.groups or [group for group in planned.groups if group != "extended"]
+    return tuple(FLAGS.only or [arm for group in groups for arm in planned.groups[group]])
+
+
+def tune(planned: study.Study, launcher: Launcher) -> list[str]:
+    """Run the grid of learning rates and print what it chooses; a line for each cell that failed."""
+    if planned.table.tuning is None:
+        raise configs.ConfigError(f"--tune: no Table.tuning in configs/{planned.name}/study.gin")
+    grid = tuning.Grid(planned, planned.table.tuning.rates, FLAGS.results_dir, FLAGS.runs_dir, FLAGS.data_dir)
+    failed: list[str] = []
+    found = tuning.run(grid, lambda todo: failed.extend(launcher.run(todo)))
+    text = choosing.markdown(found, seed=planned.table.tuning.seed)
+    folder = Path(FLAGS.results_dir) / planned.folder / "tuning"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    launcher.console.print(text, markup=False, highlight=False)
+    launcher.console.print(tuning.binding(planned, found), markup=False, highlight=False)
+    return failed
+
+
+def launch(planned: study.Study, every: Sequence[Cell], launcher: Launcher) -> list[str]:
+    """Run what is missing or stale and print the table; a line for each cell that failed."""
+    console = launcher.console
+    stale = staleness.check(every, console)
+    if FLAGS.stale == "rerun":
+        for cell in stale:
+            staleness.retire(cell)
+    todo = cells.missing(every)
+    console.print(f"{planned.name}/{planned.scale}: {len(todo)} of {len(every)} cells to run")
+    if any(cell.job.planned.deterministic for cell in every):
+        start.deterministic()
+    failed = launcher.run(todo)
+    if "tokens_per_second" in planned.table.columns:
+        time_rows(every, console)
+    table = tabulate.render(planned, FLAGS.results_dir)
+    tabulate.write(planned, table, FLAGS.results_dir)
+    console.print(tables.rich_table(table))
+    return failed
 
 
 def main(argv: list[str]) -> int:
@@ -167,48 +273,29 @@ def main(argv: list[str]) -> int:
     start.process()
     try:
         planned = study.load(FLAGS.study, FLAGS.scale)
-        arms = FLAGS.only or planned.arms
-        for arm in arms:
-            if arm not in planned.arms:
-                raise configs.ConfigError(
-                    f"--only={arm}: study {planned.name} has the arms {list(planned.arms)}"
-                )
         if FLAGS.seeds is not None:
             planned = dataclasses.replace(planned, seeds=tuple(range(FLAGS.seeds)))
-        rows = tabulate.folder(planned, FLAGS.results_dir) / "cells"
-        runs = Path(FLAGS.runs_dir) / planned.name / planned.scale
-        cells = [
-            Cell(planned, arm, seed, runs, rows, FLAGS.data_dir) for arm in arms for seed in planned.seeds
-        ]
-        for arm in arms:
-            if (found := planned.matched(arm, FLAGS.data_dir)) is not None:
-                knob = f"{planned.knobs[arm][0]} = {found.value}, " if arm in planned.knobs else ""
-                console.print(f"{arm}  {knob}{planned.match} {found.residual:+.2%}", highlight=False)
-        todo = missing(cells)
-        console.print(f"{planned.name}/{planned.scale}: {len(todo)} of {len(cells)} cells to run")
-        if FLAGS.dry_run:
-            for cell in todo:
-                console.print(f"{cell.title}  {cell.job.folder}", highlight=False)
-            return 0
-        if any(cell.job.planned.deterministic for cell in cells):
-            start.deterministic()
-        failed = []
-        options = {
-            "how": FLAGS.how,
-            "workers": min(FLAGS.workers, max(len(todo), 1)),
-            "members": FLAGS.members,
-        }
-        for cell, found in run_all(todo, **options, console=console):
-            if isinstance(found, Exception):
-                console.print(f"{cell.title}  failed", highlight=False)
-                failed.append(f"{cell.title}: {found}")
-            else:
-                console.print(f"{cell.title}  held-out loss {found:.4f}", highlight=False)
-        if "tokens_per_second" in planned.columns:
-            time_rows(cells, console)
-        table = tabulate.render(planned, FLAGS.results_dir)
-        tabulate.write(table, tabulate.folder(planned, FLAGS.results_dir))
-        console.print(tables.rich_table(table))
+        cluster = None
+        if FLAGS.launcher == "slurm":
+            folder = Path(FLAGS.runs_dir) / planned.folder / "jobs"
+            cluster = clusters.Cluster(folder, FLAGS.cluster, clusters.parameters(FLAGS.slurm))
+        launcher = Launcher(FLAGS.how, FLAGS.workers, FLAGS.members, cluster, console)
+        if FLAGS.tune:
+            failed = tune(planned, launcher)
+        else:
+            study.require_rates(planned)
+            arms = chosen(planned)
+            every = cells.of(planned, arms, FLAGS.results_dir, FLAGS.runs_dir, FLAGS.data_dir)
+            for arm in arms:
+                if (found := planned.matched(arm, FLAGS.data_dir)) is not None:
+                    knob = "" if planned.knob(arm) is None else f"{planned.knob(arm)} = {found.value}, "
+                    console.print(
+                        f"{arm}  {knob}{planned.table.match} {found.residual:+.2%}", highlight=False
+                    )
+            if FLAGS.dry_run:
+                dry_run(planned, every, console)
+                return 0
+            failed = launch(planned, every, launcher)
     except (loop.Interrupted, KeyboardInterrupt) as stopped:
         console.print(str(stopped) or start.STOPPED)
         return 130
@@ -224,6 +311,11 @@ if __name__ == "__main__":
     flags.DEFINE_string("scale", "smoke", "smoke, small or base")
     flags.DEFINE_integer("seeds", None, "so many seeds instead of the study's", lower_bound=1)
     flags.DEFINE_list("only", None, "arms to run, separated by commas")
+    flags.DEFINE_list("groups", None, "groups of arms to run (default: all but extended)")
+    flags.DEFINE_bool("tune", False, "run the grid of learning rates instead, and print what it chooses")
+    flags.DEFINE_enum(
+        "stale", "mark", ("mark", "rerun"), "what is done with rows that the code would no longer measure"
+    )
     flags.DEFINE_enum(
         "how", "auto", HOW, "one cell after another, as ensembles, in processes, or what is fastest"
     )
@@ -231,8 +323,11 @@ if __name__ == "__main__":
         "workers", os.cpu_count() or 1, "processes, where cells run in processes", lower_bound=1
     )
     flags.DEFINE_integer("members", 8, "most cells in an ensemble", lower_bound=1)
+    flags.DEFINE_enum("launcher", "local", ("local", "slurm"), "on this machine, or each cell as a job")
+    flags.DEFINE_string("slurm", "", "parameters of jobs, such as timeout_min=60,slurm_partition=gpu")
+    flags.DEFINE_enum("cluster", "slurm", ("slurm", "local", "debug"), "stand-ins for Slurm, to try jobs out")
     flags.DEFINE_string("results_dir", "results", "folder of the result rows")
     flags.DEFINE_string("runs_dir", "runs", "folder of the run folders")
     flags.DEFINE_string("data_dir", None, "folder of downloaded archives (default: the user's cache)")
-    flags.DEFINE_bool("dry_run", False, "list the cells that would run")
+    flags.DEFINE_bool("dry_run", False, "list the cells that would run, and what each group takes")
     app.run(main)

@@ -3,16 +3,12 @@
 import contextlib
 import dataclasses
 import datetime
-import difflib
 import importlib.metadata
-import json
 import math
-import os
 import platform
 import resource
-import subprocess
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +17,51 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from experiments import configs, start
-from experiments.experiment import Experiment, classes, cost, dataset, example, stacks, trainer
+from experiments import code, folders, start
+from experiments.experiment import (
+    Experiment,
+    classes,
+    cost,
+    dataset,
+    example,
+    hash_of,
+    key,
+    stacks,
+    trainer,
+)
 from research.analysis import budget, hardware
 from research.attention import core
-from research.data.pipeline import Batches
+from research.data.pipeline import Batches, Dataset
 from research.evaluation import likelihood
+from research.evaluation.trained import Evaluation, Trained
 from research.training import hyperparameters, loop
 from research.training.checkpoints import CheckpointError, Checkpoints
 from research.training.ensemble import Ensemble, Solo
 from research.training.sharding import Placement
 from research.training.trackers import TensorBoard
 
-
-class RunError(RuntimeError):
-    """Why a run folder cannot be used, in one line."""
+REPLAYED = 3  # steps that tell whether code still does what it did
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """An experiment, the gin text it was made from, its run folder, and what it is called where progress is shown."""
+    """What there is to run.
+
+    Attributes:
+      planned: the experiment.
+      config: the gin text it was made from.
+      folder: the run folder.
+      title: what it is called where progress is shown.
+      evaluations: what is measured beside the loss, by name.
+      rules: hashes of the rules that it decides, for the record; see `research.analysis.claims.rule_hash`.
+    """
 
     planned: Experiment
     config: str
     folder: Path
     title: str = "train"
+    evaluations: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
+    rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 Result = dict[str, Any]
@@ -54,11 +70,12 @@ Result = dict[str, Any]
 def run(job: Job, *, data_dir: str | None = None, console: Console) -> Result:
     """Train and score the experiment in its run folder, going on where an earlier call was stopped.
 
-    Returns the result, also in `result.json`: key, commit, dirty, config, environment, data, budget, metrics and
-    timing. A finished folder is returned as it is.
+    Returns the result, also in `result.json`: the fields of `research.analysis.results.Row` but study, scale, arm and
+    seed. A finished folder is returned as it is, after evaluations that it lacks.
 
     Raises:
       RunError: the folder belongs to another experiment.
+      InUse: another process is at work in it.
       CheckpointError: a checkpoint cannot be written or read.
       loop.Interrupted, loop.Diverged: see `loop.run`.
     """
@@ -91,8 +108,13 @@ def run_all(
             todo[index] = one
         else:
             console.print(f"{job.title} is finished: {job.folder / 'result.json'}")
-    if todo:
-        _train(list(todo.values()), console)
+            one.close()
+    try:
+        if todo:
+            _train(list(todo.values()), console)
+    finally:
+        for one in todo.values():
+            one.close()
     for index, one in todo.items():
         found[index] = one.finished if one.error is None else one.error
     return found
@@ -168,10 +190,24 @@ class _Run:
         self.job = job
         planned = job.planned
         self._text = dataset(planned.data, data_dir)
-        self.finished = _open(job, planned.key(), self._text.fingerprint)
+        self._key = key(planned, data_dir)
+        self._folder = folders.RunFolder(
+            job.folder, key=self._key, fingerprint=self._text.fingerprint, config=job.config
+        )
         self.error: Exception | None = None
-        if self.finished is not None:
-            return
+        try:
+            self.finished: Result | None = self._folder.result
+            lacking = self._lacking()
+            if self.finished is None or lacking:
+                self._prepare(data_dir, together)
+            if self.finished is not None and lacking:
+                self._catch_up(self.finished, lacking)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, data_dir: str | None, together: bool) -> None:
+        planned = self.job.planned
         self.trainer = trainer(planned, self._text.tokenizer.vocab_size)
         self.price = cost(planned.model, planned.data, data_dir)
         # An ensemble spreads its members over the devices, each of which is on one.
@@ -185,6 +221,42 @@ class _Run:
             for split in ("test", "validation")
         }
         self._record = self._describe()
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._folder.close()
+
+    def _lacking(self) -> dict[str, str]:
+        """Evaluations that a finished run has not made, or made otherwise, with their hashes."""
+        made = {} if self.finished is None else self.finished["evaluations"]
+        return {
+            name: value
+            for name, value in _hashes(self.job.evaluations).items()
+            if self.finished is not None and made.get(name) != value
+        }
+
+    def _catch_up(self, finished: Result, lacking: dict[str, str]) -> None:
+        """Make the evaluations that a finished run lacks; where its checkpoint is gone it has to train again."""
+        planned = self.job.planned
+        state = jax.eval_shape(self.trainer.initial, jax.random.key(0), planned.numbers)
+        field = "params" if state.average is None else "average"
+        try:
+            with Checkpoints(self.job.folder / "checkpoints", planned.keep) as checkpoints:
+                params, _ = checkpoints.restore_params(
+                    state.params, finished["metrics"].get("steps"), field=field
+                )
+        except CheckpointError:
+            self._folder.forget()
+            self.finished = None
+            return
+        with surroundings(planned, self.placement):
+            scores = self._evaluate(params, lacking)
+        self.finished = {
+            **finished,
+            "metrics": {**finished["metrics"], **scores},
+            "evaluations": {**finished["evaluations"], **lacking},
+        }
+        self._folder.finish(self.finished)
 
     def begin(self, stack: contextlib.ExitStack, console: Console) -> loop.Member | None:
         """What the loop needs of it, or None where it cannot begin; what has to be closed is entered into `stack`."""
@@ -251,11 +323,12 @@ class _Run:
 
     def _finish(self, outcome: loop.Outcome, *, timed: bool) -> None:
         params = outcome.state.evaluated
-        metrics = {**self._score(params, "test"), **self._score(params, "validation")}
+        metrics: Result = {**self._score(params, "test"), **self._score(params, "validation")}
         if wrong := [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]:
             raise loop.Diverged(
                 f"{self.job.title}: {', '.join(wrong)} after training; lower Optimizer.learning_rate"
             )
+        metrics |= self._evaluate(params, self.job.evaluations)
         self._checkpoints.wait()
         timing = {
             "tokens_per_second": outcome.tokens_per_second,
@@ -266,21 +339,23 @@ class _Run:
         taken = {"steps": int(outcome.state.step)} if self.job.planned.early_stopping is not None else {}
         self.finished = {
             **self._record,
+            "evaluations": _hashes(self.job.evaluations),
+            "replay": _replayed(self.job.planned, self._text, self.solo),
             "metrics": {**metrics, **taken},
             "timing": timing if timed else dict.fromkeys(timing),
         }
-        _write(self.job.folder / "result.json", _json(self.finished))
+        self._folder.finish(self.finished)
         self.status("done")
 
     def status(self, status: str, error: str | None = None) -> None:
         """Write `run.json`."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         value = {"status": status, "time": now, "error": error, **self._record}
-        _write(self.job.folder / "run.json", _json(value))
+        folders.write(self.job.folder / "run.json", folders.text_of(value))
 
     def note(self, status: str, error: BaseException) -> None:
         """Write how it ended, if that can be written: what it ended with is what has to be told."""
-        with contextlib.suppress(OSError, RunError):
+        with contextlib.suppress(OSError, folders.RunError):
             self.status(status, str(error))
 
     def _evaluated(self, params: Any) -> dict[str, float]:
@@ -302,6 +377,17 @@ class _Run:
             ).items()
         }
 
+    def _evaluate(self, params: Any, names: Iterable[str]) -> Result:
+        """The scores of these evaluations by name."""
+        trained = Trained(
+            trainer=self.trainer,
+            params=params,
+            text=self._text,
+            seed=self.job.planned.seed,
+            place=self.solo.whole,
+        )
+        return {name: dict(self.job.evaluations[name](trained)) for name in names}
+
     def _mine(self, step: int, params: Any, batches: Batches) -> None:
         """Choose hard examples where it is time to."""
         hard, seed = self.job.planned.data.hard, self.job.planned.seed
@@ -316,9 +402,13 @@ class _Run:
 
     def _describe(self) -> Result:
         planned, price, text = self.job.planned, self.price, self._text
+        written = code.fingerprint((planned, *self.job.evaluations.values()))
         return {
-            "key": planned.key(),
-            **_commit(),
+            "key": self._key,
+            **folders.commit(),
+            "code": {"fingerprint": written, "checked": written, "stale": False},
+            # As they were when the run began: a rule that is written afterwards does not count.
+            "rules": self._folder.known.get("rules", dict(self.job.rules)),
             "config": self.job.config,
             "environment": self._environment(),
             "data": {"fingerprint": text.fingerprint, "order": text.order(planned.seed, planned.steps)},
@@ -335,7 +425,34 @@ class _Run:
     def _environment(self) -> Result:
         """What the run was made with; which attention there is depends on the mesh."""
         with surroundings(self.job.planned, self.placement):
-            return _environment(self.job.planned) | start.settings()
+            return environment(self.job.planned) | start.settings()
+
+
+def replay(planned: Experiment, data_dir: str | None) -> Result:
+    """What the code of now makes of the first steps of an experiment: `losses` of `REPLAYED` steps, and `evaluation`,
+    the held-out loss of one batch after them. Nothing is saved; hard examples are not chosen.
+    """
+    text, placed = dataset(planned.data, data_dir), placement(planned)
+    functions = trainer(planned, text.tokenizer.vocab_size)
+    with surroundings(planned, placed):
+        return _replayed(planned, text, Solo(functions, rows=planned.data.batch, placement=placed))
+
+
+def _replayed(planned: Experiment, text: Dataset, solo: Solo) -> Result:
+    state, losses = solo.join([solo.initial(jax.random.key(planned.seed), planned.numbers)]), []
+    batches = text.training(planned.seed, host=solo.host, hosts=solo.hosts)
+    with contextlib.closing(batches):
+        for _ in range(min(REPLAYED, planned.steps)):
+            state, metrics = solo.step(state, solo.place([next(batches)]), np.ones(1, bool))
+            losses.append(float(metrics["loss"][0]))
+    first = text.held_out("test")[:1]
+    params = solo.member(state, 0).evaluated
+    return {"losses": losses, "evaluation": solo.trainer.evaluate(params, solo.whole(first))}
+
+
+def _hashes(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
+    """What each evaluation measures, as a hash."""
+    return {name: hash_of(evaluation) for name, evaluation in evaluations.items()}
 
 
 def placement(planned: Experiment) -> Placement | None:
@@ -363,76 +480,11 @@ def _peak_flops(planned: Experiment) -> float | None:
     return None if peak is None else peak * jax.device_count()
 
 
-def _open(job: Job, key: str, fingerprint: str) -> Result | None:
-    """Make the folder this experiment's own; its result if it is finished."""
-    folder, config = job.folder, job.config
-    folder.mkdir(parents=True, exist_ok=True)
-    status = folder / "run.json"
-    if status.exists():
-        known = json.loads(status.read_text())
-        if known["key"] != key:
-            before, now = known["config"].splitlines(), config.splitlines()
-            lines = [line for line in difflib.ndiff(before, now) if line[0] in "+-" and "=" in line]
-            raise RunError(
-                f"run folder {folder} holds another experiment ({'; '.join(lines) or 'another version'}); "
-                "choose another --run_dir or remove the folder"
-            )
-        if known["data"]["fingerprint"] != fingerprint:
-            raise RunError(
-                f"run folder {folder} read data {known['data']['fingerprint'][:12]}, but now the corpus or the weights "
-                f"are {fingerprint[:12]}; choose another --run_dir or remove the folder"
-            )
-    _write(folder / "config.gin", config)
-    result = folder / "result.json"
-    return json.loads(result.read_text()) if result.exists() else None
-
-
-def _json(value: Result) -> str:
-    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or what was there before; of several processes the first one
-    writes.
-
-    Raises:
-      RunError: it cannot be written.
-    """
-    if jax.process_index():
-        return
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RunError(
-            f"cannot write {path}: {error.strerror}; make room there, or make it writable, and the same command goes on"
-        ) from error
-
-
-def _commit() -> Result:
-    """The commit of the code, and whether it was changed since."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=configs.ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip()
-
-    code = ("research", "experiments", "configs", "requirements.txt")
-    return {
-        "commit": git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(git("status", "--porcelain", "--", *code)),
-    }
-
-
-def _environment(experiment: Experiment) -> Result:
+def environment(planned: Experiment) -> Result:
+    """What a run is made with, on the mesh that there is."""
     device = jax.devices()[0]
     backends = {
-        core.resolved_name(stack.backend)
-        for stack in stacks(experiment.model)
-        if isinstance(stack.backend, str)
+        core.resolved_name(stack.backend) for stack in stacks(planned.model) if isinstance(stack.backend, str)
     }
     return {
         "python": platform.python_version(),
@@ -440,8 +492,9 @@ def _environment(experiment: Experiment) -> Result:
         "flax": importlib.metadata.version("flax"),
         "platform": device.platform,
         "device": device.device_kind,
+        "processor": hardware.processor(),
         "attention": "+".join(sorted(backends)),
-        "matmul_precision": experiment.matmul_precision,
+        "matmul_precision": planned.matmul_precision,
     }
 
 

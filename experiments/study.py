@@ -1,12 +1,45 @@
-"""A study: arms x seeds, and how its table is laid out. One file an arm, one `study.gin` for all of them."""
+"""A study: arms x seeds x evaluations, and what follows from them. One file an arm, one `study.gin` for all of them."""
 
 import dataclasses
 import functools
 from typing import Literal
 
 from experiments import configs, experiment
+from experiments.sweeps import Point, Sweep, Values
 from research.analysis import matching
 from research.analysis.budget import Budget
+from research.analysis.claims import SubClaim
+from research.analysis.figures import Spec
+from research.evaluation.trained import Evaluation
+
+GROUPS = ("headline", "core", "extended")
+MINUTES = {
+    "headline": 30.0,
+    "core": 120.0,
+}  # at most, of the scale `small` on two cores; core includes headline
+UNTUNED = ("smoke",)  # scales that claim nothing, so that no learning rate is chosen for them
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How learning rates are chosen: each arm runs at each rate with one seed of its own, and the least loss of
+    validation wins. A winner at the edge extends the grid, for every arm.
+
+    Attributes:
+      rates: the grid, rising by one factor.
+      binding: what is bound to them.
+      seed: no seed of a table.
+      metric: path of the loss in a row.
+    """
+
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    binding: str = "AdamW.learning_rate"
+    seed: int = 1000
+    metric: str = "metrics.validation_loss"
+
+    def __post_init__(self):
+        if len(self.rates) < 3 or list(self.rates) != sorted(set(self.rates)):
+            raise ValueError(f"Tuning.rates = {self.rates}: expected at least 3, rising")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,34 +49,63 @@ class Table:
     Attributes:
       arms: names of the files in the study's folder, in the order of the table.
       seeds: by scale.
-      columns: measures of the table; see `research.analysis.tables.MEASURES`.
-      groups: the arms that are compared with each other, by the group's name: the first is the baseline.
-      match: what every arm of a group costs as much of as its baseline, or None.
+      columns: measures of the table; see `research.analysis.tables.MEASURES`. Any number of a row is one by its path.
+      compared: the arms that are compared with each other, by a name for them: the first is the baseline.
+      groups: the arms of "headline", "core" and "extended", of which the last is only run when asked for; {}: all are
+        headline.
+      match: what every arm costs as much of as its baseline, or None.
       knobs: by arm, the integer that is turned until it does, as a gin binding without its value and what the value
         is a multiple of: ("StackConfig.hidden", 8), ("train.steps", 1). An arm without one has to cost that as it is.
+      evaluations: what is measured of a trained arm beside its loss, by name.
+      sweeps: arms at the points of a sweep; each is a cell of its own, called arm@point.
+      tuning: how learning rates are chosen, or None: they are what the files say.
+      learning_rates: by scale and arm, what was chosen.
+      claims: sub-claims that the study decides, by rules that are written before it runs.
+      figures: what is drawn of its rows.
     """
 
     arms: tuple[str, ...]
     seeds: dict[str, tuple[int, ...]]
     columns: tuple[str, ...]
-    groups: dict[str, tuple[str, ...]]
+    compared: dict[str, tuple[str, ...]]
+    groups: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     match: Literal["params", "flops", "tokens_seen", "loss_tokens"] | None = None
     knobs: dict[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = dataclasses.field(default_factory=dict)
+    sweeps: tuple[Sweep, ...] = ()
+    tuning: Tuning | None = None
+    learning_rates: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    claims: tuple[SubClaim, ...] = ()
+    figures: tuple[Spec, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study at one scale; `groups` maps each arm to its group, `baselines` each group to its baseline."""
+    """A study at one scale.
+
+    Attributes:
+      name, scale: which.
+      arms: those of the table.
+      points: of arms that stand at a point of a sweep, their file and the point.
+      seeds: of this scale.
+      compared: each arm's name of those that it is compared with; `baselines`: by that name, the baseline.
+      groups: by group, all its arms, those at points of a sweep with the arm whose file they are.
+      rates: the learning rate of each arm, where one was chosen.
+      folder: of its rows among the results and of its runs among the runs.
+      table: all that `study.gin` says.
+    """
 
     name: str
     scale: str
     arms: tuple[str, ...]
+    points: dict[str, tuple[str, Point]]
     seeds: tuple[int, ...]
-    columns: tuple[str, ...]
-    groups: dict[str, str]
+    compared: dict[str, str]
     baselines: dict[str, str]
-    match: str | None = None
-    knobs: dict[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
+    groups: dict[str, tuple[str, ...]]
+    rates: dict[str, float]
+    folder: str
+    table: Table
 
     def experiment(
         self, arm: str, seed: int, data_dir: str | None = None
@@ -53,20 +115,63 @@ class Study:
         Raises:
           ConfigError: an arm that cannot cost what its baseline costs.
         """
+        file, bindings = self._bound(arm)
         matched = self.matched(arm, data_dir)
-        bound = [] if matched is None or arm not in self.knobs else [f"{self.knobs[arm][0]}={matched.value}"]
-        return _load(self.name, self.scale, arm, f"train.seed={seed}", *bound)
+        turned = (
+            [] if matched is None or file not in self.table.knobs else [f"{self.knob(arm)}={matched.value}"]
+        )
+        return _load(self.name, self.scale, file, *bindings, *turned, f"train.seed={seed}")
 
     def matched(self, arm: str, data_dir: str | None = None) -> matching.Match | None:
-        """The arm that costs what its group's baseline costs; None where nothing is matched.
+        """The arm that costs what its baseline costs; None where nothing is matched.
 
         Raises:
           ConfigError: there is none within 2 %, or the knob is no binding.
         """
-        if self.match is None:
+        if self.table.match is None:
             return None
-        baseline, knob = self.baselines[self.groups[arm]], self.knobs.get(arm)
-        return _matched(self.name, self.scale, arm, baseline, self.match, knob, data_dir)
+        file, bindings = self._bound(arm)
+        baseline, knob = self.baselines[self.compared[arm]], self.table.knobs.get(file)
+        return _matched(self.name, self.scale, file, bindings, baseline, self.table.match, knob, data_dir)
+
+    def knob(self, arm: str) -> str | None:
+        """The binding that is turned to match the arm."""
+        return self.table.knobs.get(self.file(arm), (None,))[0]
+
+    def file(self, arm: str) -> str:
+        """The name of the arm's file."""
+        return self.points[arm][0] if arm in self.points else arm
+
+    def _bound(self, arm: str) -> tuple[str, tuple[str, ...]]:
+        """The arm's file, and what is bound over it."""
+        file, point = self.points.get(arm, (arm, Point(items=())))
+        tuning = self.table.tuning
+        rate = [f"{tuning.binding}={self.rates[file]}"] if tuning is not None and file in self.rates else []
+        return file, (*rate, *point.bindings)
+
+    def grid(self, rates: tuple[float, ...]) -> "Study":
+        """The cells that choose learning rates: every arm at each of them, with the seed for that.
+
+        Raises:
+          ConfigError: the study tunes none.
+        """
+        if self.table.tuning is None:
+            raise configs.ConfigError(
+                f"study {self.name} has no Table.tuning; see configs/{self.name}/study.gin"
+            )
+        sweep = Sweep(arms=self.arms, points=Values(binding=self.table.tuning.binding, values=rates))
+        points = sweep.expanded()
+        return dataclasses.replace(
+            self,
+            arms=tuple(points),
+            points=points,
+            seeds=(self.table.tuning.seed,),
+            compared={name: self.compared[file] for name, (file, _) in points.items()},
+            groups={"headline": tuple(points)},
+            rates={},
+            folder=f"{self.folder}/tuning",
+            table=dataclasses.replace(self.table, evaluations={}, claims=(), figures=(), sweeps=()),
+        )
 
 
 def _load(name: str, scale: str, arm: str, *bindings: str) -> tuple[experiment.Experiment, str]:
@@ -75,7 +180,14 @@ def _load(name: str, scale: str, arm: str, *bindings: str) -> tuple[experiment.E
 
 @functools.lru_cache(maxsize=256)  # of all seeds of an arm
 def _matched(
-    name: str, scale: str, arm: str, base: str, by: str, knob: tuple[str, int] | None, data_dir: str | None
+    name: str,
+    scale: str,
+    arm: str,
+    bindings: tuple[str, ...],
+    base: str,
+    by: str,
+    knob: tuple[str, int] | None,
+    data_dir: str | None,
 ) -> matching.Match:
     def cost(planned: experiment.Experiment) -> Budget:
         return experiment.cost(planned.model, planned.data, data_dir)
@@ -86,7 +198,8 @@ def _matched(
     binding, multiple = knob or ("its size, which no knob of Table.knobs turns,", 1)
 
     def turned(value: int) -> experiment.Experiment:
-        return _load(name, scale, arm, *([] if knob is None else [f"{binding}={value}"]))[0]
+        turn = [] if knob is None else [f"{binding}={value}"]
+        return _load(name, scale, arm, *bindings, *turn)[0]
 
     high = 1 if knob is None else 2**20
     try:
@@ -101,7 +214,8 @@ def load(name: str, scale: str) -> Study:
     """The study of that name in `configs/`, at that scale.
 
     Raises:
-      ConfigError: no such study or scale, an arm that is missing or in no group, or a knob of no arm.
+      ConfigError: no such study or scale, an arm that is missing or compared with none, a knob, a rate or a group of no
+        arm, or a scale that no learning rate was chosen for.
     """
     folder = configs.ROOT / "configs" / name
     if not (folder / "study.gin").exists():
@@ -112,24 +226,66 @@ def load(name: str, scale: str) -> Study:
         raise configs.ConfigError(
             f"--scale={scale}: study {name} has the scales {sorted(table.seeds)}; see configs/{name}/study.gin"
         )
-    if stray := sorted(set(table.knobs) - set(table.arms)):
-        raise configs.ConfigError(
-            f"Table.knobs of study {name} names {stray[0]!r}, which is none of Table.arms"
-        )
-    groups = {arm: group for group, arms in table.groups.items() for arm in arms}
+    compared = {arm: together for together, arms in table.compared.items() for arm in arms}
     for arm in table.arms:
         if not (folder / f"{arm}.gin").exists():
             raise configs.ConfigError(f"arm {arm!r} of study {name} has no file configs/{name}/{arm}.gin")
-        if arm not in groups:
-            raise configs.ConfigError(f"arm {arm!r} of study {name} is in none of Table.groups")
+        if arm not in compared:
+            raise configs.ConfigError(f"arm {arm!r} of study {name} is in none of Table.compared")
+    rates = table.learning_rates.get(scale, {})
+    swept = {"Table.sweeps": [arm for sweep in table.sweeps for arm in sweep.arms]}
+    for field, arms in {"Table.knobs": table.knobs, "Table.learning_rates": rates, **swept}.items():
+        if stray := sorted(set(arms) - set(table.arms)):
+            raise configs.ConfigError(
+                f"{field} of study {name} names {stray[0]!r}, which is none of Table.arms"
+            )
+    points = {key: value for sweep in table.sweeps for key, value in sweep.expanded().items()}
+    points = {key: value for key, value in points.items() if key not in table.arms}
     return Study(
         name=name,
         scale=scale,
         arms=table.arms,
+        points=points,
         seeds=table.seeds[scale],
-        columns=table.columns,
-        groups=groups,
-        baselines={group: arms[0] for group, arms in table.groups.items()},
-        match=table.match,
-        knobs=table.knobs,
+        compared=compared | {key: compared[arm] for key, (arm, _) in points.items()},
+        baselines={together: arms[0] for together, arms in table.compared.items()},
+        groups=_groups(name, table, points),
+        rates=rates,
+        folder=f"{name}/{scale}",
+        table=table,
     )
+
+
+def require_rates(planned: Study) -> None:
+    """ConfigError: learning rates are to be chosen for this scale and an arm has none."""
+    if planned.table.tuning is None or planned.scale in UNTUNED:
+        return
+    if without := [arm for arm in planned.arms if arm not in planned.rates]:
+        raise configs.ConfigError(
+            f"arm {without[0]} of study {planned.name} has no learning rate for scale {planned.scale}: run the same "
+            f"command with --tune and put what it prints into Table.learning_rates of configs/{planned.name}/study.gin"
+        )
+
+
+def _groups(name: str, table: Table, points: dict[str, tuple[str, Point]]) -> dict[str, tuple[str, ...]]:
+    """Every arm of each group; an arm at a point of a sweep is where its own name or that of its file stands."""
+    declared = table.groups or {GROUPS[0]: table.arms}
+    if strange := sorted(set(declared) - set(GROUPS)):
+        raise configs.ConfigError(
+            f"Table.groups of study {name} has {strange[0]!r}, expected some of {GROUPS}"
+        )
+    of = {arm: group for group, arms in declared.items() for arm in arms}
+    for arm in sorted(of):
+        if arm not in table.arms and arm not in points:
+            raise configs.ConfigError(
+                f"Table.groups of study {name} names {arm!r}, which is none of its arms"
+            )
+    for arm in table.arms:
+        if arm not in of:
+            raise configs.ConfigError(f"arm {arm!r} of study {name} is in none of Table.groups")
+    of |= {key: of.get(key, of[arm]) for key, (arm, _) in points.items()}
+    return {
+        group: tuple(arm for arm in (*table.arms, *points) if of[arm] == group)
+        for group in GROUPS
+        if group in declared
+    }

@@ -1,97 +1,127 @@
-"""Renders a study's rows as a table: python -m experiments.tabulate --study=... --scale=..."""
+"""Renders a study's rows as tables and figures: python -m experiments.tabulate --study=... --scale=...
+
+All of it is a function of the committed rows. `--trace=ARM/COLUMN` names the runs behind a number, `--check` runs a
+cell again and compares, `--verify` finds rows that the code would no longer measure.
+"""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from absl import app, flags
 
-from experiments import start
-from research.analysis import results, tables
+from experiments import start, study
+from experiments.study import Study
+from research.analysis import figures, results, sweeping, tables
+from research.analysis.results import Row
+from research.training import loop
 
 
-class Study(Protocol):
-    """What a table needs of an `experiments.study.Study`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def scale(self) -> str: ...
-    @property
-    def arms(self) -> tuple[str, ...]: ...
-    @property
-    def seeds(self) -> tuple[int, ...]: ...
-    @property
-    def columns(self) -> tuple[str, ...]: ...
-    @property
-    def groups(self) -> dict[str, str]: ...
-    @property
-    def baselines(self) -> dict[str, str]: ...
-
-
-def folder(study: Study, results_dir: Path | str) -> Path:
+def folder(planned: Study, results_dir: Path | str) -> Path:
     """Where the study's cells and rendered tables lie."""
-    return Path(results_dir) / study.name / study.scale
+    return Path(results_dir) / planned.folder
 
 
-def render(study: Study, results_dir: Path | str) -> tables.Table:
-    """The table of the rows that the study has; TableError if it has none."""
-    cells = folder(study, results_dir) / "cells"
+def rows_of(planned: Study, results_dir: Path | str) -> list[Row]:
+    """The rows that the study has; TableError if it has none."""
+    cells = folder(planned, results_dir) / "cells"
     rows = results.load(cells)
     if not rows:
         raise tables.TableError(
             f"{cells}: no rows, expected at least one; run python -m experiments.launch "
-            f"--study={study.name} --scale={study.scale}"
+            f"--study={planned.name} --scale={planned.scale}"
         )
+    return rows
+
+
+def render(planned: Study, results_dir: Path | str) -> tables.Table:
+    """The table of the rows that the study has; TableError if it has none."""
     return tables.build(
-        rows,
-        arms=study.arms,
-        seeds=study.seeds,
-        columns=study.columns,
-        baseline=study.baselines,
-        groups=study.groups,
+        rows_of(planned, results_dir),
+        arms=planned.arms,
+        seeds=planned.seeds,
+        columns=planned.table.columns,
+        baseline=planned.baselines,
+        groups=planned.compared,
     )
 
 
-def write(table: tables.Table, into: Path) -> None:
-    """Writes table.md, table.csv and table.tex."""
-    into.mkdir(parents=True, exist_ok=True)
-    (into / "table.md").write_text(tables.markdown(table), encoding="utf-8")
-    (into / "table.csv").write_text(tables.csv(table), encoding="utf-8")
-    (into / "table.tex").write_text(tables.latex(table), encoding="utf-8")
-
-
-def update_block(path: Path, study: Study, table: tables.Table) -> None:
-    """Rewrites the table between the study's two marker comments in a Markdown file."""
-    start, end = f"<!-- table:{study.name}/{study.scale} -->", "<!-- /table -->"
-    before, found_start, rest = path.read_text(encoding="utf-8").partition(start)
-    old, found_end, after = rest.partition(end)
-    if not found_start or not found_end or "<!-- table:" in old:
-        raise tables.TableError(
-            f"{path}: no block {start} ... {end}; add the two marker lines where the table belongs"
+def sweep_tables(planned: Study, rows: list[Row]) -> Iterator[tables.Table]:
+    """A table for each sweep: its first column at every point, beside each arm as it is or, where that is not of the
+    study's table, the first point.
+    """
+    for sweep in planned.table.sweeps:
+        arms = tuple(dict.fromkeys([*sweep.arms, *sweep.expanded()]))
+        yield sweeping.sweep_table(
+            rows, arms=arms, seeds=planned.seeds, metric=planned.table.columns[0], baseline=""
         )
-    text = f"{before}{start}\n{tables.markdown(table)}{end}{after}"
+
+
+def write(planned: Study, table: tables.Table, results_dir: Path | str) -> None:
+    """Writes table.md, table.csv and table.tex, as many of each sweep, and the figures."""
+    into, rows = folder(planned, results_dir), rows_of(planned, results_dir)
+    into.mkdir(parents=True, exist_ok=True)
+    named = {"table": table}
+    named |= {f"sweep_{i}": one for i, one in enumerate(sweep_tables(planned, rows), 1)}
+    for name, one in named.items():
+        (into / f"{name}.md").write_text(tables.markdown(one), encoding="utf-8")
+        (into / f"{name}.csv").write_text(tables.csv(one), encoding="utf-8")
+        (into / f"{name}.tex").write_text(tables.latex(one), encoding="utf-8")
+    every = tuple(arm for arms in planned.groups.values() for arm in arms)
+    for spec in planned.table.figures:
+        (into / "figures").mkdir(exist_ok=True)
+        figures.save(spec.draw(rows, every, planned.seeds), into / "figures" / spec.name)
+
+
+def update_block(path: Path, planned: Study, table: tables.Table) -> None:
+    """Rewrites the table between the study's two marker comments in a Markdown file."""
+    first, last = f"<!-- table:{planned.name}/{planned.scale} -->", "<!-- /table -->"
+    before, found_first, rest = path.read_text(encoding="utf-8").partition(first)
+    old, found_last, after = rest.partition(last)
+    if not found_first or not found_last or "<!-- table:" in old:
+        raise tables.TableError(
+            f"{path}: no block {first} ... {last}; add the two marker lines where the table belongs"
+        )
+    text = f"{before}{first}\n{tables.markdown(table)}{last}{after}"
     path.write_text(text, encoding="utf-8")
 
 
-def main(argv: list[str]) -> None:
-    from experiments import study as studies
+def main(argv: list[str]) -> int:
+    """Render, trace, verify or check. Returns the exit code."""
+    from experiments import checking  # which runs cells, as a table alone needs not
 
-    arguments = flags.FLAGS
+    arguments, console = flags.FLAGS, start.console()
+    if len(argv) > 1:
+        return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --study=...")
     try:
-        if argv[1:]:
-            raise tables.TableError(f"{argv[1]!r}: not a flag; see --help")
-        study = studies.load(arguments.study, arguments.scale)
-        table = render(study, arguments.results_dir)
-        write(table, folder(study, arguments.results_dir))
+        planned = study.load(arguments.study, arguments.scale)
+        if arguments.trace:
+            for line in checking.trace(planned, rows_of(planned, arguments.results_dir), arguments.trace):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            return 0
+        if arguments.check or arguments.cells:
+            start.process()
+            failed = checking.check(
+                planned, arguments.results_dir, arguments.cells or (), arguments.data_dir, console
+            )
+            for line in failed:
+                start.fail(line)
+            return 1 if failed else 0
+        if arguments.verify:
+            start.process()
+            checking.verify(planned, arguments.results_dir, arguments.data_dir, console)
+        table = render(planned, arguments.results_dir)
+        write(planned, table, arguments.results_dir)
         if arguments.readme:
-            update_block(Path(arguments.readme), study, table)
-    except (ValueError, OSError) as error:
-        print("tabulate:", *str(error).split(), file=sys.stderr)  # one line, whatever raised it
-        sys.exit(1)
-    start.console().print(tables.rich_table(table))
+            update_block(Path(arguments.readme), planned, table)
+    except (loop.Interrupted, KeyboardInterrupt) as stopped:
+        console.print(str(stopped) or start.STOPPED)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        return start.fail(error)
+    console.print(tables.rich_table(table))
+    return 0
 
 
 if __name__ == "__main__":  # flags are global: defined here, so that launch can import `render`
@@ -99,4 +129,13 @@ if __name__ == "__main__":  # flags are global: defined here, so that launch can
     flags.DEFINE_string("scale", "smoke", "Scale of the study: smoke, small or base.")
     flags.DEFINE_string("results_dir", "results", "Folder of the result rows.")
     flags.DEFINE_string("readme", None, "Markdown file whose block of this study is rewritten.")
+    flags.DEFINE_string("trace", None, "ARM/COLUMN: name the runs behind a number of the table, and stop.")
+    flags.DEFINE_bool(
+        "verify", False, "Replay the first steps of rows whose code has changed, and mark what moved."
+    )
+    flags.DEFINE_bool(
+        "check", False, "Run a cell again, by default the cheapest, compare it with its row, and stop."
+    )
+    flags.DEFINE_list("cells", None, "Cells for --check, as arm or arm:seed.")
+    flags.DEFINE_string("data_dir", None, "Folder of downloaded archives (default: the user's cache).")
     app.run(main)

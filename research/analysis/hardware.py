@@ -5,8 +5,10 @@ A device is what JAX counts as one: a core on TPU v2, v3 and 7x, a chip on the o
 
 import dataclasses
 import functools
+import platform
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +92,14 @@ def memory(device_kind: str) -> int | None:
 
 
 @functools.cache
+def processor() -> str:
+    """The model of the CPU as the system calls it, or its kind of machine."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def measured_roof(sizes: tuple[int, ...] = (1024, 2048), repeats: int = 3) -> float:
     """FLOP/s of the best square float32 product of these sizes on JAX's default device, measured once a process."""
 

@@ -16,9 +16,15 @@ class ResultError(ValueError):
 class Row:
     """One measured cell: one arm with one seed, and all it needs to be believed.
 
-    `key` hashes what determines the result. `config` is the operative gin text. Losses are nats
-    per target token, memory is bytes, time is seconds. A timing value is None where it was taken
-    beside other work (parallel workers, a shared process).
+    `key` hashes what determines the result: the experiment with its seed, and the data. `config` is
+    the operative gin text. Losses are nats per target token, memory is bytes, time is seconds. A
+    timing value is None where it was taken beside other work (parallel workers, a shared process).
+    A metric is a number, or a mapping from labels (lengths, temperatures, ...) to numbers.
+
+    `code` says which code it comes from (`fingerprint`), which code it was last compared with
+    (`checked`) and whether that measured something else (`stale`), as `replay` tells: the losses of
+    the first steps and of a batch after them. `rules` holds a hash of each rule that the row decides, as
+    it was when the cell began, and `evaluations` one of each evaluation that was made.
     """
 
     study: str
@@ -29,6 +35,10 @@ class Row:
     commit: str
     dirty: bool
     config: str
+    code: Mapping[str, Any]
+    replay: Mapping[str, Any]
+    rules: Mapping[str, str]
+    evaluations: Mapping[str, str]
     environment: Mapping[str, Any]
     data: Mapping[str, Any]
     budget: Mapping[str, Any]
@@ -77,7 +87,7 @@ def load(folder: Path | str) -> list[Row]:
 
     Raises ResultError for a file that is not a whole row or does not bear its row's name.
     """
-    rows = [_read(path) for path in sorted(Path(folder).glob("*.json"))]
+    rows = [read(path) for path in sorted(Path(folder).glob("*.json"))]
     return sorted(rows, key=lambda row: (row.arm, row.seed, row.key))
 
 
@@ -105,7 +115,8 @@ def select(
     return [found[arm, seed] for arm in arms for seed in seeds if (arm, seed) in found]
 
 
-def _read(path: Path) -> Row:
+def read(path: Path) -> Row:
+    """One row; ResultError for a file that is not a whole row or does not bear its row's name."""
     remedy = "remove the file and launch the study again"
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))

@@ -18,7 +18,10 @@ import rich.table
 
 from research.analysis import results, statistics
 from research.analysis.results import Row
-from research.analysis.statistics import Estimate
+from research.analysis.statistics import Comparison, Estimate
+
+LEVEL = 0.05  # of significance
+MARK = " *"
 
 
 class TableError(ValueError):
@@ -121,31 +124,32 @@ def build(
 ) -> Table:
     """One line for each arm, in the order given; rows of other arms and seeds are left out.
 
-    A column is a name in MEASURES. It shows mean ± half width of the 95 % t interval over seeds,
-    or one number where the seeds agree or there is one seed. With a baseline, `loss` is followed
-    by its difference to the baseline, paired by seed. Losses of different objectives do not
-    compare, so with `groups` (arm -> objective group) `baseline` names an arm for each group, and
-    an arm is compared with its own group's only.
+    A column is a name in MEASURES, or the path of a number in `metrics`, of which an arm may have
+    none. It shows mean ± half width of the 95 % t interval over seeds, or one number where the
+    seeds agree or there is one seed. With a baseline, `loss` is followed by its difference to the
+    baseline, paired by seed and marked where it is significant after Holm's correction over the
+    table. Losses of different objectives do not compare, so with `groups` (arm -> objective group)
+    `baseline` names an arm for each group, and an arm is compared with its own group's only.
 
     Raises TableError for an unknown column, arm or group, a row without a column's value, and
     rows that do not compare; results.ResultError for two rows of one arm and seed.
     """
-    for name in columns:
-        if name not in MEASURES:
-            near = difflib.get_close_matches(name, MEASURES, n=1, cutoff=0)
-            raise TableError(
-                f"column {name!r}: not a measure, did you mean {near[0]!r}? Change the study's "
-                "columns or add to MEASURES in research/analysis/tables.py"
-            )
+    measures = {name: _measure(name) for name in columns}
     baselines = _baselines(arms, baseline, groups)
     rows = results.select(rows, arms, seeds)
     _check_comparable(rows)
     by_arm = {arm: [row for row in rows if row.arm == arm] for arm in arms}
 
     differences = set(baselines.values()) if "loss" in columns else set()
+    compared = {arm: _compared(by_arm, arm, other) for arm, other in baselines.items() if arm != other}
+    significant = {
+        arm
+        for arm, p in statistics.holm({arm: one.p for arm, one in compared.items() if one}).items()
+        if p < LEVEL
+    }
     heads: list[Column] = []
     for name in columns:
-        heads.append(Column(name=name, label=MEASURES[name].label))
+        heads.append(Column(name=name, label=measures[name].label))
         if name == "loss" and differences:
             only = next(iter(differences)) if len(differences) == 1 else "the group's baseline"
             heads.append(Column(name="difference", label=f"difference to {only}"))
@@ -154,14 +158,16 @@ def build(
         cells = []
         for head in heads:
             if head.name == "difference":
-                cells.append(_difference(by_arm, arm, baselines.get(arm)))
+                is_baseline = arm == baselines.get(arm)
+                marked = arm in significant
+                cells.append(_difference(compared.get(arm), len(by_arm[arm]), is_baseline, marked))
             else:
-                values = _values(by_arm[arm], MEASURES[head.name])
-                cells.append(_cell(MEASURES[head.name], values, rows=len(by_arm[arm])))
+                values = _values(by_arm[arm], rows, measures[head.name])
+                cells.append(_cell(measures[head.name], values, rows=len(by_arm[arm])))
         lines.append(Line(arm=arm, found=len(by_arm[arm]), declared=len(seeds), cells=tuple(cells)))
-    notes = [_provenance(rows, seeds)]
+    notes = [_provenance(rows, seeds), *_stale(rows)]
     if differences:
-        notes.append("Differences are arm minus baseline, paired by seed.")
+        notes.append(_of_differences([one for one in compared.values() if one is not None]))
     if len(differences) > 1 and groups is not None:
         named = {groups[arm]: baselines[arm] for arm in arms if arm in baselines}
         listed = ", ".join(f"{arm} for {group}" for group, arm in named.items())
@@ -226,10 +232,41 @@ def _value(row: Row, path: str) -> Any:
         raise TableError(error.args[0]) from None
 
 
-def _values(rows: Iterable[Row], measure: Measure) -> dict[int, float]:
-    """The measured values by seed; a value of None was not measured."""
-    values = {row.seed: _value(row, measure.path) for row in rows}
+def _measure(name: str) -> Measure:
+    """What a column shows; TableError where it is neither a measure nor a path."""
+    if name in MEASURES:
+        return MEASURES[name]
+    if name.startswith("metrics."):
+        return Measure(path=name, label=name.removeprefix("metrics.").replace(".", " ").replace("_", " "))
+    near = difflib.get_close_matches(name, MEASURES, n=1, cutoff=0)
+    raise TableError(
+        f"column {name!r}: not a measure, did you mean {near[0]!r}? Change the study's columns, name a path such as "
+        "metrics.loss, or add to MEASURES in research/analysis/tables.py"
+    )
+
+
+def _values(own: Iterable[Row], every: Iterable[Row], measure: Measure) -> dict[int, float]:
+    """The measured values of an arm by seed; a value of None was not measured. What no row of the table has is an
+    error, what only other arms have is not.
+    """
+    values: dict[int, float | None] = {}
+    for row in own:
+        try:
+            values[row.seed] = row.value(measure.path)
+        except KeyError as error:
+            if not measure.path.startswith("metrics.") or not any(
+                _has(other, measure.path) for other in every
+            ):
+                raise TableError(error.args[0]) from None
     return {seed: value for seed, value in values.items() if value is not None}
+
+
+def _has(row: Row, path: str) -> bool:
+    try:
+        row.value(path)
+    except KeyError:
+        return False
+    return True
 
 
 def _cell(measure: Measure, values: Mapping[int, float], rows: int) -> Cell:
@@ -239,16 +276,48 @@ def _cell(measure: Measure, values: Mapping[int, float], rows: int) -> Cell:
     return Cell(text=_text(measure, estimate, rows), estimate=estimate)
 
 
-def _difference(by_arm: Mapping[str, Sequence[Row]], arm: str, baseline: str | None) -> Cell:
-    if arm == baseline:
+def _compared(by_arm: Mapping[str, Sequence[Row]], arm: str, baseline: str) -> Comparison | None:
+    """The paired test of an arm's loss against its baseline's, or None where they share no seed."""
+    loss = MEASURES["loss"]
+    ours, theirs = (_values(by_arm[name], by_arm[name], loss) for name in (arm, baseline))
+    return statistics.paired_test(ours, theirs) if ours.keys() & theirs.keys() else None
+
+
+def _difference(found: Comparison | None, rows: int, is_baseline: bool, marked: bool) -> Cell:
+    if is_baseline:
         return Cell(text="baseline")
-    measure = MEASURES["loss"]
-    ours = _values(by_arm[arm], measure)
-    theirs = _values(by_arm[baseline], measure) if baseline else {}
-    if not ours.keys() & theirs.keys():
+    if found is None:
         return Cell(text="n/a")
-    estimate = statistics.paired_difference(ours, theirs)
-    return Cell(text=_text(measure, estimate, rows=len(by_arm[arm]), sign="+"), estimate=estimate)
+    text = _text(MEASURES["loss"], found.estimate, rows=rows, sign="+")
+    return Cell(text=text + MARK if marked else text, estimate=found.estimate)
+
+
+def _of_differences(compared: Sequence[Comparison]) -> str:
+    """What is to be known of the differences of a table."""
+    text = "Differences are arm minus baseline, paired by seed."
+    tested = [one for one in compared if not math.isnan(one.p)]
+    if tested:
+        text += f" {MARK.strip()}: p < {LEVEL:g} after Holm's correction over {_counted(len(tested), 'difference')}."
+    detectable = [one.detectable for one in tested if math.isfinite(one.detectable)]
+    if detectable:
+        least, most = (f"{bound:.3g}" for bound in (min(detectable), max(detectable)))
+        span = least if least == most else f"{least} to {most}"
+        text += f" Least difference that is found with 80 % power: {span} nats, without correction."
+    return text
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _stale(rows: Sequence[Row]) -> list[str]:
+    """A note on rows that the code would no longer measure."""
+    stale: dict[str, list[str]] = {}
+    for row in rows:
+        if row.code.get("stale"):
+            stale.setdefault(row.arm, []).append(str(row.seed))
+    named = "; ".join(f"{arm} (seeds {', '.join(seeds)})" for arm, seeds in stale.items())
+    return [f"Stale, since the code has come to measure something else: {named}."] if stale else []
 
 
 def _text(measure: Measure, estimate: Estimate, rows: int, sign: str = "-") -> str:
@@ -262,8 +331,7 @@ def _text(measure: Measure, estimate: Estimate, rows: int, sign: str = "-") -> s
 def _provenance(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     scale = rows[0].scale if rows else "unknown (no rows yet)"
     data = str(_value(rows[0], "data.fingerprint"))[:12] if rows else "unknown"
-    count = f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}"
-    return f"Scale {scale}; {count}; data {data}; intervals are 95 % t intervals over seeds."
+    return f"Scale {scale}; {_counted(len(seeds), 'seed')}; data {data}; intervals are 95 % t intervals over seeds."
 
 
 def _grid(table: Table) -> tuple[list[str], list[list[str]]]:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import configs, experiment, launch, study
+from experiments import cells, configs, experiment, study
 from research.analysis import matching
 
 
@@ -56,7 +56,7 @@ def project(tmp_path):
         "study.Table.arms = ('causal', 'prefix')\n"
         "study.Table.seeds = {'smoke': (0, 1)}\n"
         "study.Table.columns = ('loss', 'parameters', 'tokens_per_second')\n"
-        "study.Table.groups = {'all': ('causal', 'prefix')}\n"
+        "study.Table.compared = {'all': ('causal', 'prefix')}\n"
     )
     scale = tmp_path / "configs" / "scale" / "smoke.gin"
     scale.write_text(
@@ -120,7 +120,7 @@ def test_an_arm_that_cannot_be_matched_is_one_line(matched):
         matched(match="params", knobs={"suffix": ("train.steps", 1)})
 
 
-def cells(project):
+def rows(project):
     folder = project / "results" / "tiny" / "smoke" / "cells"
     return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
@@ -130,7 +130,7 @@ def test_a_study_runs_what_is_missing_and_nothing_else(project):
     code, said, wrong = launched(project, "--how=processes", "--workers=2")
     assert code == 0, wrong
     assert "tiny/smoke: 4 of 4 cells to run" in said
-    first = cells(project)
+    first = rows(project)
     assert len(first) == 4
     assert all(row["timing"]["wall_seconds"] is None for row in first.values())  # shared the machine
     assert all(row["timing"]["tokens_per_second"] > 0 for row in first.values())  # timed when it was quiet
@@ -140,7 +140,7 @@ def test_a_study_runs_what_is_missing_and_nothing_else(project):
     code, said, _ = launched(project)
     assert code == 0
     assert "0 of 4 cells to run" in said
-    assert cells(project) == first
+    assert rows(project) == first
 
     # Changing one arm runs that arm again, in place of its old rows.
     arm = project / "configs" / "tiny" / "prefix.gin"
@@ -152,7 +152,7 @@ def test_a_study_runs_what_is_missing_and_nothing_else(project):
     code, said, wrong = launched(project)
     assert code == 0, wrong
     assert "2 of 4 cells to run" in said
-    second = cells(project)
+    second = rows(project)
     assert {name for name in second if name.startswith("causal")} < set(first)
     assert len(second) == 4
     assert not {name for name in second if name.startswith("prefix")} & set(first)
@@ -164,12 +164,12 @@ def test_an_ensemble_has_the_rows_of_cells_that_ran_alone(project):
     arms = "--only=causal"
     code, _, wrong = launched(project, "--how=alone", arms)
     assert code == 0, wrong
-    alone = cells(project)
+    alone = rows(project)
     shutil.rmtree(project / "results")
     shutil.rmtree(project / "runs")
     code, said, wrong = launched(project, "--how=ensemble", arms)
     assert code == 0, wrong
-    together = cells(project)
+    together = rows(project)
     assert set(together) == set(alone)
     for name, row in together.items():
         assert row["metrics"]["loss"] == pytest.approx(alone[name]["metrics"]["loss"], rel=1e-5)
@@ -185,7 +185,7 @@ def test_an_ensemble_is_spread_over_devices_and_a_member_with_a_strange_folder_i
     arms = "--only=causal"
     code, _, wrong = launched(project, "--how=alone", arms, "--seeds=3")
     assert code == 0, wrong
-    alone = cells(project)
+    alone = rows(project)
     shutil.rmtree(project / "results")
     shutil.rmtree(project / "runs")
     process = started(project, "--dry_run", arms, "--seeds=4")
@@ -197,7 +197,7 @@ def test_an_ensemble_is_spread_over_devices_and_a_member_with_a_strange_folder_i
     code, said, wrong = launched(project, "--how=ensemble", arms, "--seeds=4", JAX_NUM_CPU_DEVICES="4")
     assert code == 1
     assert "error: causal seed 3: run folder" in wrong
-    together = cells(project)
+    together = rows(project)
     assert set(together) == set(alone)
     for name, row in together.items():
         assert row["metrics"]["loss"] == pytest.approx(alone[name]["metrics"]["loss"], rel=1e-5)
@@ -249,20 +249,23 @@ def test_a_worker_that_is_killed_loses_no_cell(project):
     os.kill(int(workers[0]), signal.SIGKILL)
     said, wrong = process.communicate(timeout=300)
     assert process.returncode == 0, wrong
-    assert len(cells(project)) == 4
+    assert len(rows(project)) == 4
     assert "failed" not in said
 
 
 def test_a_row_that_cannot_be_written_is_named_and_the_others_are_kept(monkeypatch, tmp_path):
     def save(cell, result, *, timed):
-        if cell.row == tmp_path / "first":
+        if cell.path == tmp_path / "first":
             raise OSError(errno.ENOSPC, "No space left on device")
         return result["loss"]
 
-    found = [SimpleNamespace(row=tmp_path / name, job=None, data_dir=None) for name in ("first", "second")]
-    monkeypatch.setattr(launch, "save", save)
-    monkeypatch.setattr(launch.running, "run_all", lambda *_, **__: [{"loss": 1.0}, {"loss": 2.0}])
-    failed, loss = launch.run(found, timed=True, console=None)
+    found = [
+        SimpleNamespace(path=tmp_path / name, row=None, job=None, data_dir=None)
+        for name in ("first", "second")
+    ]
+    monkeypatch.setattr(cells, "save", save)
+    monkeypatch.setattr(cells.running, "run_all", lambda *_, **__: [{"loss": 1.0}, {"loss": 2.0}])
+    failed, loss = cells.run(found, timed=True, console=None)
     assert str(failed).startswith(f"cannot write {tmp_path}/first: No space left on device; make room there")
     assert loss == 2.0
 
@@ -289,5 +292,5 @@ def test_a_cell_that_fails_is_named_and_the_others_are_kept(project):
     assert code == 1
     assert "prefix seed 0  failed" in said
     assert "error: prefix seed 0: TextFiles.pattern 'nowhere/*.txt' matches no file" in wrong
-    assert [name.split("-")[0] for name in cells(project)] == ["causal"]
+    assert [name.split("-")[0] for name in rows(project)] == ["causal"]
     assert "missing" in (project / "results/tiny/smoke/table.md").read_text()

@@ -1,0 +1,138 @@
+"""Run folders: one experiment each, used by one process at a time, written so that a reader sees whole files."""
+
+import contextlib
+import difflib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import filelock
+import jax
+
+from experiments import configs
+
+Record = dict[str, Any]
+
+
+class RunError(RuntimeError):
+    """Why a run folder cannot be used, in one line."""
+
+
+class InUse(RunError):
+    """Another process is at work in the run folder."""
+
+
+class RunFolder:
+    """A folder that is this experiment's own from now until `close`, or until the process ends however it does."""
+
+    def __init__(self, folder: Path, *, key: str, fingerprint: str, config: str):
+        """Make the folder, or find out that it holds this experiment.
+
+        Args:
+          key: of the experiment and its data.
+          fingerprint: of the data.
+          config: the gin text.
+
+        Raises:
+          InUse: another process has it.
+          RunError: it holds another experiment, or cannot be written.
+        """
+        self.path = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        # Of several processes of one run the first one writes.
+        self._lock = None if jax.process_index() else filelock.FileLock(folder / ".lock", timeout=0)
+        try:
+            if self._lock is not None:
+                self._lock.acquire()
+        except filelock.Timeout:
+            raise InUse(f"run folder {folder} is in use by another process; wait until it is done") from None
+        except OSError as error:
+            raise RunError(f"cannot write {folder}: {error.strerror}; make it writable") from error
+        try:
+            self.known: Record = self._checked(key, fingerprint, config)
+            write(folder / "config.gin", config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _checked(self, key: str, fingerprint: str, config: str) -> Record:
+        """What `run.json` says, if there is one."""
+        status = self.path / "run.json"
+        if not status.exists():
+            return {}
+        known = json.loads(status.read_text())
+        if known["data"]["fingerprint"] != fingerprint:
+            raise RunError(
+                f"run folder {self.path} read data {known['data']['fingerprint'][:12]}, but now the corpus or the "
+                f"weights are {fingerprint[:12]}; choose another --run_dir or remove the folder"
+            )
+        if known["key"] != key:
+            before, now = known["config"].splitlines(), config.splitlines()
+            lines = [line for line in difflib.ndiff(before, now) if line[0] in "+-" and "=" in line]
+            raise RunError(
+                f"run folder {self.path} holds another experiment ({'; '.join(lines) or 'another version'}); "
+                "choose another --run_dir or remove the folder"
+            )
+        return known
+
+    @property
+    def result(self) -> Record | None:
+        """What the run has measured, if it is finished."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, result: Record) -> None:
+        """Write the result. RunError: it cannot be written."""
+        write(self.path / "result.json", text_of(result))
+
+    def forget(self) -> None:
+        """Remove the result, so that the run begins again from its checkpoints."""
+        (self.path / "result.json").unlink()
+
+    def close(self) -> None:
+        """Let another process have it."""
+        if self._lock is not None:
+            self._lock.release()
+
+
+def text_of(value: Record) -> str:
+    """JSON for people; ValueError where a number is not finite."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or what was there before; of several processes the first one
+    writes.
+
+    Raises:
+      RunError: it cannot be written.
+    """
+    if jax.process_index():
+        return
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise RunError(
+            f"cannot write {path}: {error.strerror}; make room there, or make it writable, and the same command goes on"
+        ) from error
+
+
+def commit() -> Record:
+    """The commit of the code, and whether it was changed since."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=configs.ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    code = ("research", "experiments", "configs", "requirements.txt")
+    return {
+        "commit": git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(git("status", "--porcelain", "--", *code)),
+    }

@@ -1,0 +1,37 @@
+"""What is evaluated: a trained model beside the data that it was trained on; and what an evaluation is."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from research.batch import Batch
+from research.data.pipeline import Dataset
+from research.training.step import Trainer
+
+Scores = Mapping[str, Any]  # by name a number, or by label (a length, a temperature, ...) numbers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained model.
+
+    Attributes:
+      trainer: its functions; `trainer.model(params)` is the model.
+      params: its parameters.
+      text: the data set, with its tokenizer.
+      seed: of the run; whatever an evaluation draws depends on it.
+      place: puts batches on the devices.
+    """
+
+    trainer: Trainer
+    params: Any
+    text: Dataset
+    seed: int
+    place: Callable[[Sequence[Batch]], Sequence[Batch]] = lambda batches: batches
+
+
+@runtime_checkable
+class Evaluation(Protocol):
+    """A frozen dataclass that measures a trained model; equal ones measure the same of equal parameters."""
+
+    def __call__(self, trained: Trained) -> Scores: ...
