@@ -19,7 +19,7 @@ from research.training import loop
 Outcome = float | Exception  # a held-out loss, or why there is none
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # a study has no hash, and a cell is a key
 class Cell:
     """One arm with one seed; `runs` and `rows` are the folders of run folders and of rows."""
 
@@ -149,7 +149,7 @@ def save(cell: Cell, result: running.Result, *, timed: bool) -> float:
     superseded = {path for path in cell.rows.glob("*.json") if _is_of(path.name, cell)}
     path = results.save(row, cell.rows)
     for old in superseded - {path}:
-        old.unlink()
+        old.unlink(missing_ok=True)  # another launch may have been quicker
     return row.value("metrics.loss")
 
 
