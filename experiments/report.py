@@ -6,15 +6,15 @@ nothing beside it. Curves and samples come from run folders, where this machine 
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
-from experiments import configs, experiment, masks, start, study, tabulate
-from research.analysis import fragments, html, results, tables
-from research.analysis.fragments import Picture, Run, Section
+from experiments import configs, experiment, ledger, masks, start, study, tabulate
+from research.analysis import figures, fragments, html, results, tables
+from research.analysis.fragments import Picture, Run, Section, Tabled
 from research.analysis.results import Row
 
 FLAGS = flags.FLAGS
@@ -40,30 +40,63 @@ def section(
     planned: study.Study, results_dir: Path, runs_dir: Path, known: dict[Any, Picture] | None = None
 ) -> Section:
     """A study at one scale; a table that is refused is a note. `known` keeps pictures of masks for the next one."""
-    every = results.load(tabulate.folder(planned, results_dir) / "cells")
-    rows = results.select(every, planned.arms, planned.seeds)
-    notes = []
-    if others := len(every) - len(rows):
-        notes.append(f"{others} rows of arms or seeds that the study does not declare are left out.")
-    try:
-        table = tabulate.render(planned, results_dir)
-    except tables.TableError as error:
-        table = None
-        notes.append(f"No table: {error}")
-    drawn, undrawn = mask_pictures(rows, {} if known is None else known)
-    groups = {
-        group: tuple(arm for arm in planned.arms if planned.groups[arm] == group)
-        for group in planned.baselines
-    }
+    stored = results.load(tabulate.folder(planned, results_dir) / "cells")
+    arms = tuple(arm for arms in planned.groups.values() for arm in arms)
+    rows = results.select(stored, arms, planned.seeds)
+    left_out = len(stored) - len(rows)
+    notes = (
+        [f"Left out: {left_out} rows of arms or seeds that the study does not declare."] if left_out else []
+    )
+    tabled, refused = rendered(planned, results_dir, rows)
+    drawn, undrawn = drawn_figures(planned, rows, arms)
+    masked, unmasked = mask_pictures(rows, {} if known is None else known)
+    claims = planned.scale not in study.UNTUNED
     return Section(
         study=planned.name,
         scale=planned.scale,
         runs=tuple(run(row, runs_dir) for row in rows),
-        groups=groups,
-        table=table,
-        masks=tuple(drawn),
-        notes=(*notes, *undrawn),
+        compared={
+            together: tuple(
+                dict.fromkeys([first, *(arm for arm in arms if planned.compared[arm] == together)])
+            )
+            for together, first in planned.baselines.items()
+        },
+        tables=tuple(tabled),
+        figures=tuple(drawn),
+        masks=tuple(masked),
+        findings=ledger.of_study(planned.name, results_dir, planned.scale) if claims else (),
+        notes=(*notes, *refused, *undrawn, *unmasked),
     )
+
+
+def rendered(planned: study.Study, results_dir: Path, rows: list[Row]) -> tuple[list[Tabled], list[str]]:
+    """The table of the study and those of its sweeps, and which were refused and why."""
+    found, refused, title = [], [], f"{planned.name}, {planned.scale}"
+    try:
+        baselines = {arm: planned.baselines[planned.compared[arm]] for arm in planned.arms}
+        found.append(Tabled(title=title, table=tabulate.render(planned, results_dir), baselines=baselines))
+        for number, table in enumerate(tabulate.sweep_tables(planned, rows), 1):
+            files = {line.arm: planned.file(line.arm) for line in table.lines}
+            found.append(Tabled(title=f"{title}: sweep {number}", table=table, baselines=files))
+    except tables.TableError as error:
+        refused.append(f"No table: {error}")
+    return found, refused
+
+
+def drawn_figures(
+    planned: study.Study, rows: Sequence[Row], arms: Sequence[str]
+) -> tuple[list[Picture], list[str]]:
+    """The figures that the study declares, and which could not be drawn and why."""
+    pictures, undrawn = [], []
+    for spec in planned.table.figures:
+        try:
+            figure = spec.draw(rows, arms, planned.seeds)
+            words = figures.alt(spec, rows, arms, planned.seeds)
+        except figures.FigureError as error:
+            undrawn.append(f"Not drawn: {error}")
+            continue
+        pictures.append(fragments.picture(figure, caption=spec.caption or spec.title, alt=words))
+    return pictures, undrawn
 
 
 def run(row: Row, runs_dir: Path) -> Run:
@@ -75,8 +108,8 @@ def run(row: Row, runs_dir: Path) -> Run:
 
 def _entries(path: Path) -> Iterator[Mapping[str, Any]]:
     """The whole lines of a file of JSON objects; a kill may have cut the last one short."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return (json.loads(line) for line in lines if line.endswith("\n"))
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    return (json.loads(line) for line in lines[:-1])
 
 
 def _samples(path: Path) -> Iterable[str]:
@@ -125,12 +158,13 @@ def main(argv: list[str]) -> int:
     out = Path(FLAGS.out)
     try:
         found = list(sections(Path(FLAGS.results_dir), Path(FLAGS.runs_dir)))
+        judged = ledger.judged(FLAGS.results_dir)
         if not found:
             raise results.ResultError(
                 f"--results_dir={FLAGS.results_dir}: no rows in <study>/<scale>/cells; run python -m experiments.launch"
             )
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(html.page(found, title=TITLE), encoding="utf-8")
+        out.write_text(html.page(found, judged, title=TITLE), encoding="utf-8")
     except (ValueError, OSError) as error:
         return start.fail(error)
     print(out)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from research.analysis import drawing, tables
 from research.analysis.results import Row
+from research.analysis.verdicts import Finding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,25 +40,36 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Tabled:
+    """A table under its title; `baselines`: of each arm the one that its column `difference` is to."""
+
+    title: str
+    table: tables.Table
+    baselines: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
     """A study at one scale.
 
     Attributes:
       study, scale: their names.
-      runs: of the table, by arm and seed as it has them.
-      groups: the arms that are compared with each other, by the group's name: the first is the baseline.
-      table: of the runs; None where it was refused, which `notes` then say.
+      runs: of all arms and seeds that are declared, in that order.
+      compared: the arms that are compared with each other, by a name for them: the first is the baseline.
+      tables: of the runs; where one was refused `notes` say so.
       figures, masks: the study's figures; what the arms' masks look like.
+      findings: the study's sub-claims with their verdicts.
       notes: what else there is to say.
     """
 
     study: str
     scale: str
     runs: tuple[Run, ...]
-    groups: Mapping[str, Sequence[str]]
-    table: tables.Table | None
+    compared: Mapping[str, Sequence[str]]
+    tables: tuple[Tabled, ...] = ()
     figures: tuple[Picture, ...] = ()
     masks: tuple[Picture, ...] = ()
+    findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -75,10 +87,8 @@ class Section:
         return [run for run in self.runs if run.row.arm == arm]
 
     def place(self, *parts: str) -> str:
-        """An id of the page that no other parts have: letters, digits and "_.-~%/", so that it needs no escaping and
-        a link to it is found as it stands.
-        """
-        return "/".join(quote(part, safe="") for part in (self.study, self.scale, *parts))
+        """An id of the page; see `place_in`."""
+        return place_in(self.study, self.scale, *parts)
 
     def place_of(self, run: Run) -> str:
         """The id of a run's row."""
@@ -100,6 +110,19 @@ def picture(figure: Figure, *, caption: str, alt: str) -> Picture:
 def scrolled(label: str, inner: str) -> str:
     """What may be wider than the page, in a box of its own that the keyboard reaches."""
     return f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0">\n{inner}\n</div>\n'
+
+
+def place_in(*parts: str) -> str:
+    """An id that no other parts have: letters, digits and "_.-~%/", so that it needs no escaping and a link to it is
+    found as it stands.
+    """
+    return "/".join(quote(part, safe="") for part in parts)
+
+
+def items(texts: Iterable[str]) -> str:
+    """A list; nothing where there are none."""
+    listed = "".join(f"<li>{escape(text)}" for text in texts)
+    return f"<ul>{listed}</ul>" if listed else ""
 
 
 def link(place: str, text: str) -> str:

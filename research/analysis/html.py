@@ -5,21 +5,23 @@ rows, logs and configs is escaped, and the page's own policy lets no other scrip
 """
 
 import base64
+import contextlib
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib import resources
 from typing import Any
 
-from research.analysis import arms, curves, tables
-from research.analysis.fragments import Picture, Section, counted, link, scrolled
-from research.analysis.tables import Cell, Column, Measure, Table
+from research.analysis import arms, claim_cards, curves, tables, verdicts
+from research.analysis.conclusions import Judged
+from research.analysis.fragments import Picture, Section, Tabled, counted, items, link, scrolled
+from research.analysis.tables import Cell, Column, Measure
 
 
-def page(sections: Sequence[Section], *, title: str) -> str:
-    """The whole page of sections, those of a study beside each other. Equal sections give equal text.
+def page(sections: Sequence[Section], judged: Sequence[Judged] = (), *, title: str) -> str:
+    """The whole page of claims and of sections, those of a study beside each other. Equal ones give equal text.
 
     What occurs several times (a config, a picture) is in it once and linked from the other places.
     """
@@ -34,8 +36,9 @@ def page(sections: Sequence[Section], *, title: str) -> str:
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         '<a class="skip" href="#main">Skip to the results</a>\n'
         f"<header>\n<h1>{escape(title)}</h1>\n<p>{_READING}</p>\n</header>\n"
-        f'<nav aria-label="Studies">\n<ul>\n{"".join(_contents(sections))}</ul>\n</nav>\n'
-        f'<main id="main" tabindex="-1">\n{"".join(_study(*study, seen) for study in studies)}</main>\n'
+        f'<nav aria-label="Contents">\n<ul>\n{"".join(_contents(judged, sections))}</ul>\n</nav>\n'
+        f'<main id="main" tabindex="-1">\n{_claims(judged, sections)}'
+        f"{''.join(_study(*study, seen) for study in studies)}</main>\n"
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
 
@@ -46,77 +49,89 @@ _READING = (
 )
 
 
-def table(section: Section, table: Table) -> str:
-    """The table, each number of it open to the seeds that it is made of."""
-    labels = ["arm", "seeds", *(column.label for column in table.columns)]
+def table(section: Section, shown: Tabled) -> str:
+    """A table, each number of it open to the seeds that it is made of."""
+    columns = shown.table.columns
+    labels = ["arm", "seeds", *(column.label for column in columns)]
     heads = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
     body = []
-    for line in table.lines:
+    for line in shown.table.lines:
         name = link(section.place("arm", line.arm), line.arm) if line.found else escape(line.arm)
-        cells = zip(table.columns, line.cells, strict=True)
+        cells = []
+        for index, cell in enumerate(line.cells):
+            if columns[index].name == "difference":  # of what stands before it
+                values = _numbers(section, line.arm, columns[index - 1])
+                theirs = _numbers(section, shown.baselines.get(line.arm, ""), columns[index - 1])
+                values = {seed: value - theirs[seed] for seed, value in values.items() if seed in theirs}
+                cells.append(_cell(section, line.arm, columns[index - 1], cell, values))
+            else:
+                values = _numbers(section, line.arm, columns[index])
+                cells.append(_cell(section, line.arm, columns[index], cell, values))
         body.append(
             f'<tr><th scope="row" data-value="{escape(line.arm)}">{name}</th>'
-            f'<td data-value="{line.found}">{escape(line.seeds)}</td>'
-            f"{''.join(_cell(section, line.arm, column, cell) for column, cell in cells)}</tr>\n"
+            f'<td data-value="{line.found}">{escape(line.seeds)}</td>{"".join(cells)}</tr>\n'
         )
-    after = section.place("table", "notes")
+    after = section.place("table", shown.title, "notes")
     return (
         f'<a class="skip" href="#{after}">Skip the table</a>\n'
         + scrolled(
-            f"table of {section.title}",
-            f'<table class="sortable">\n<caption>{escape(section.title)}</caption>\n'
+            f"table: {shown.title}",
+            f'<table class="sortable">\n<caption>{escape(shown.title)}</caption>\n'
             f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{''.join(body)}</tbody>\n</table>",
         )
-        + f'<ul class="notes" id="{after}" tabindex="-1">{_items(table.notes)}</ul>\n'
+        + f'<div class="notes" id="{after}" tabindex="-1">{items(shown.table.notes)}</div>\n'
     )
 
 
-def _cell(section: Section, arm: str, column: Column, cell: Cell) -> str:
-    """A number opens to its interval and to the numbers that it is the mean of, each with a link to its run."""
+def _cell(section: Section, arm: str, column: Column, cell: Cell, values: Mapping[int, float]) -> str:
+    """A number opens to its interval and to the `values` that it is the mean of, each with a link to its run."""
     if cell.estimate is None:
         return f"<td>{escape(cell.text)}</td>"
-    mean, half = cell.estimate.mean, cell.estimate.half_width
-    measure = tables.MEASURES["loss" if column.name == "difference" else column.name]
-    values = _numbers(section, arm, measure)
-    if column.name == "difference":
-        baseline = next(members[0] for members in section.groups.values() if arm in members)
-        theirs = _numbers(section, baseline, measure)
-        values = {seed: values[seed] - theirs[seed] for seed in values if seed in theirs}
+    mean, half, measure = cell.estimate.mean, cell.estimate.half_width, _measure(column)
 
     def text(value: float) -> str:
         return escape(f"{value / measure.size:z{measure.format}}{measure.unit}")
 
-    items = [
+    seeds = [
         f"<li>{link(section.place_of(run), f'seed {run.row.seed}')}: {text(values[run.row.seed])}"
         for run in section.of(arm)
         if run.row.seed in values
     ]
-    if math.isfinite(half):
-        items.append(f"<li>{text(mean - half)} to {text(mean + half)}")
+    if not seeds:
+        return f'<td data-value="{mean!r}">{escape(cell.text)}</td>'
+    interval = f"<li>{text(mean - half)} to {text(mean + half)}" if math.isfinite(half) else ""
     return (
         f'<td data-value="{mean!r}"><details><summary>{escape(cell.text)}</summary>'
-        f"<ul>{''.join(items)}</ul></details></td>"
+        f"<ul>{''.join(seeds)}{interval}</ul></details></td>"
     )
 
 
-def _numbers(section: Section, arm: str, measure: Measure) -> dict[int, float]:
-    """What was measured of an arm, by seed."""
-    values = {run.row.seed: run.row.value(measure.path) for run in section.of(arm)}
-    return {seed: value for seed, value in values.items() if value is not None}
+def _measure(column: Column) -> Measure:
+    """What a column shows: a name or, of other numbers, their path."""
+    return tables.MEASURES.get(column.name) or Measure(path=column.name, label=column.label)
+
+
+def _numbers(section: Section, arm: str, column: Column) -> dict[int, float]:
+    """What the runs of an arm have for a column, by seed."""
+    found = {}
+    for run in section.of(arm):
+        with contextlib.suppress(KeyError):
+            found[run.row.seed] = run.row.value(_measure(column).path)
+    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def learning_curves(section: Section) -> str:
-    """A chart for each group of arms: the loss in training, the mean over the seeds of an arm."""
+    """A chart for arms that are compared with each other: the loss in training, the mean over the seeds of an arm."""
     charts = []
-    for group, members in section.groups.items():
+    for together, members in section.compared.items():
         lines = []
         for colour, arm in enumerate(members):
             logs = [curves.points(run.log, "loss") for run in section.of(arm) if run.log]
             label = f"{arm} ({counted(len(logs), 'seed')})"
             lines.append(curves.Line(label=label, points=curves.mean(logs), colour=colour))
-        place = section.place("curves", group)
+        place = section.place("curves", together)
         charts.append(
-            curves.chart(lines, place=place, title=f"{group}: mean over seeds", of="training loss (nats)")
+            curves.chart(lines, place=place, title=f"{together}: mean over seeds", of="training loss (nats)")
         )
     return "".join(charts)
 
@@ -141,10 +156,19 @@ def pictures(section: Section, drawn: Iterable[Picture], seen: dict[Any, str]) -
     return f'<div class="pictures">\n{"".join(found)}</div>\n' if found else ""
 
 
-def _contents(sections: Sequence[Section]) -> Iterator[str]:
+def _claims(judged: Sequence[Judged], sections: Iterable[Section]) -> str:
+    if not judged:
+        return ""
+    places = {claim_cards.place_of(finding) for section in sections for finding in section.findings}
+    return f'<section id="claims">\n<h2>Claims</h2>\n{claim_cards.overview(judged, places)}</section>\n'
+
+
+def _contents(judged: Sequence[Judged], sections: Sequence[Section]) -> Iterator[str]:
+    if judged:
+        yield f"<li>{link('claims', 'Claims')}\n"
     for section in sections:
-        declared = 0 if section.table is None else sum(line.declared for line in section.table.lines)
-        count = f"{len(section.runs)} of {counted(declared, 'run')}" if declared else "no table"
+        declared = {line.arm: line.declared for shown in section.tables for line in shown.table.lines}
+        count = f"{len(section.runs)} of {counted(sum(declared.values()), 'run')}" if declared else "no table"
         yield f'<li>{link(section.place(), section.title)} <span class="quiet">{count}</span>\n'
 
 
@@ -155,21 +179,19 @@ def _study(name: str, sections: Iterable[Section], seen: dict[Any, str]) -> str:
 
 def _scale(section: Section, seen: dict[Any, str]) -> str:
     parts = {
-        "Table": "" if section.table is None else table(section, section.table),
+        "Claims": claim_cards.cards(section),
+        "Tables": "".join(table(section, shown) for shown in section.tables),
         "Figures": pictures(section, section.figures, seen),
         "Learning curves": learning_curves(section),
         "Masks": pictures(section, section.masks, seen),
         "Runs": "".join(arms.folded(section, arm, seen) for arm in section.arms),
     }
-    notes = "".join(f'<p class="refused">{escape(note)}</p>\n' for note in section.notes)
+    said = (*section.notes, *verdicts.stamps(section.findings))
+    notes = "".join(f'<p class="refused">{escape(note)}</p>\n' for note in said)
     body = "".join(f"<h4>{name}</h4>\n{text}" for name, text in parts.items() if text)
     return (
         f'<section id="{section.place()}">\n<h3>Scale {escape(section.scale)}</h3>\n{notes}{body}</section>\n'
     )
-
-
-def _items(texts: Iterable[str]) -> str:
-    return "".join(f"<li>{escape(text)}" for text in texts)
 
 
 def _packaged(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -10,8 +11,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from research.analysis import curves, fragments, html, tables
-from research.analysis.fragments import Run, Section
+from research.analysis.claims import Claim, Gate, Published, SubClaim
+from research.analysis.conclusions import Judged
+from research.analysis.fragments import Run, Section, Tabled
 from research.analysis.results import Row
+from research.analysis.rules import Contrast, Measured, Verdict
+from research.analysis.statistics import Estimate
+from research.analysis.verdicts import Finding
 
 EMPTY = {"br", "img", "link", "meta", "polyline", "path", "li"}  # and those that end without an end tag
 
@@ -73,14 +79,46 @@ def section(rows=ROWS, *, runs=None, baseline="causal", columns=("loss", "parame
         study=rows[0].study,
         scale=rows[0].scale,
         runs=tuple(Run(row=one) for one in rows) if runs is None else tuple(runs),
-        groups={"all": arms},
-        table=tables.build(rows, arms=arms, seeds=seeds, columns=columns, baseline=baseline),
+        compared={"all": arms},
+        tables=(
+            Tabled(
+                title="the table",
+                table=tables.build(rows, arms=arms, seeds=seeds, columns=columns, baseline=baseline),
+                baselines=dict.fromkeys(arms, baseline),
+            ),
+        ),
         **changes,
     )
 
 
 def page(*sections):
     return html.page(sections or [section()], title="Results")
+
+
+def finding(name="C2.loss", verdict=Verdict.SUPPORTED, **changes):
+    values = {
+        "subclaim": SubClaim(
+            id=name,
+            text="A prefix helps.",
+            rule=Contrast(metric="metrics.loss", arm="prefix", baseline="causal", expect="less"),
+            gates=(Gate(metric="metrics.loss", arm="causal", most=3.0),),
+            unit="nats",
+            published=(Published(figure="it does <not>", source="somebody 2022", tag="L2"),),
+        ),
+        "study": "lengths",
+        "scale": "smoke",
+        "verdict": verdict,
+        "found": Measured(
+            effect=Estimate(mean=-0.15, half_width=0.05, n=5), p=0.001, p_equal=0.9, detectable=0.04
+        ),
+        "p": 0.012,
+        **changes,
+    }
+    return Finding(**values)
+
+
+def claimed(*findings, verdict=Verdict.SUPPORTED):
+    return Judged(claim=Claim(id="C2", text="Prefixes help."), verdict=verdict, findings=findings)
 
 
 def picture(caption="causal", alt="a lower triangle", lines=((0, 1),)):
@@ -113,6 +151,32 @@ def test_a_number_opens_to_the_seeds_that_it_is_the_mean_of():
     assert re.findall(r">(seed \d)</a>: (.*?)<", loss) == [("seed 0", "2.0000"), ("seed 1", "2.2000")]
     assert re.findall(r">(seed \d)</a>: (.*?)<", difference) == [("seed 0", "-0.1000"), ("seed 1", "-0.2000")]
     assert "0.8294 to 3.3706" in loss  # 2.1 -+ 1.2706
+
+
+def test_a_difference_is_of_the_column_before_it_and_a_path_is_a_column():
+    rows = [row(), row("causal@w=2", loss=1.5), row("causal@w=3", metrics={"loss": 1.8})]
+    arms = [one.arm for one in rows]
+    column = "metrics.long_context.loss.64"
+    plain = tables.build(rows, arms=arms, seeds=(0,), columns=(column, "loss"))
+    difference = tables.Column(name="difference", label="difference")
+    lines = [
+        dataclasses.replace(
+            line,
+            cells=(
+                *line.cells,
+                tables.Cell(text="+1", estimate=Estimate(mean=1.0, half_width=math.nan, n=1)),
+            ),
+        )
+        for line in plain.lines
+    ]
+    table = tables.Table(columns=(*plain.columns, difference), lines=tuple(lines), notes=())
+    shown = Tabled(title="sweep", table=table, baselines=dict.fromkeys(arms[1:], "causal"))
+    text = page(dataclasses.replace(section(rows, baseline=None), tables=(shown,)))
+    assert re.findall(r">seed 0</a>: (.*?)<", text) == [
+        *("1.5000", "2.0000"),  # the baseline itself has no difference
+        *("1.5000", "1.5000", "-0.5000"),
+        *("1.8000", "-0.2000"),  # and this arm no such path
+    ]
 
 
 def test_every_link_leads_somewhere_and_every_id_is_one():
@@ -220,10 +284,11 @@ def test_a_value_that_one_run_lacks_is_shown_as_missing():
 def test_missing_runs_and_refused_tables_are_said():
     rows = [row("causal"), row("prefix", loss=1.9)]
     table = tables.build(rows[:1], arms=("causal", "prefix"), seeds=(0,), columns=("loss",))
-    found = Page(page(dataclasses.replace(section(rows[:1], baseline=None), table=table)))
+    shown = Tabled(title="the table", table=table, baselines={})
+    found = Page(page(dataclasses.replace(section(rows[:1], baseline=None), tables=(shown,))))
     assert "missing" in found.text
     assert "1 of 2 runs" in found.text
-    refused = dataclasses.replace(section(), table=None, notes=("No table: data differ",))
+    refused = dataclasses.replace(section(), tables=(), notes=("No table: data differ",))
     text = Page(page(refused)).text
     assert "No table: data differ" in text
     assert "causal: 2 runs" in text
@@ -236,6 +301,43 @@ def test_two_hundred_runs_make_a_small_page():
     text = page(shown)
     assert text.count("<polyline") == 220  # a curve a run, and a mean an arm
     assert len(text) < 4_000_000
+
+
+def test_a_claim_says_its_verdict_and_what_it_rests_on():
+    found = Page(html.page([section(findings=(finding(),))], [claimed(finding())], title="x"))
+    words = " ".join(found.text.split())
+    for expected in (
+        "C2.loss: supported",
+        "-0.15 nats; 95 % interval -0.2 to -0.1; n = 5; detectable with 80 % power: 0.04",
+        "0.012, of difference, after Holm's correction",
+        "metrics.loss of prefix is less than metrics.loss of causal",
+        "metrics.loss of causal at most 3",
+        "it does <not> [L2] (somebody 2022)",
+    ):
+        assert expected in words
+    (card,) = found.all("article")
+    assert card["id"] in [attrs["href"].removeprefix("#") for attrs in found.all("a")]
+
+
+def test_what_is_not_decided_has_no_numbers():
+    unrun = finding(verdict=Verdict.NOT_RUN, found=None, p=None, reason="prefix has 2 of 5 seeds")
+    found = Page(page(section(baseline=None, findings=(unrun,))))
+    assert "not run yet" in found.text
+    assert "prefix has 2 of 5 seeds" in found.text
+    assert "Holm" not in found.text
+    assert "effect" not in found.text
+
+
+def test_a_claim_of_a_study_that_is_not_in_the_page_is_listed_without_a_link():
+    text = html.page([section()], [claimed(finding(study="elsewhere"))], title="x")
+    assert "C2.loss: " in Page(text).text
+    assert "elsewhere/" not in text
+
+
+def test_a_rejected_control_stands_with_the_claim_and_above_the_table():
+    stamp = "negative control rejected: a < b"
+    found = Page(page(section(findings=(finding(stamps=(stamp,)),))))
+    assert found.text.count(stamp) == 2
 
 
 def test_curves_have_words():

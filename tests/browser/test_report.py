@@ -13,10 +13,11 @@ import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed; `make test-browser` installs it")
 
+import smoke_rows
 from playwright.sync_api import sync_playwright
 
-from experiments import configs, report
-from research.analysis import html
+from experiments import ledger, report
+from research.analysis import html, results
 
 FOUND = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, FOUND), None)
@@ -53,19 +54,20 @@ CONTRAST = """() => {
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The page of the committed results, their runs with logs and samples of our own."""
+    """The page of a study whose runs have logs and samples."""
     folder = tmp_path_factory.mktemp("report")
-    results, runs = configs.ROOT / "results", folder / "runs"
-    for file in results.glob("architecture/smoke/cells/*.json"):
-        run = runs / "architecture" / "smoke" / file.stem
+    for row in smoke_rows.rows(lambda number: 2 + math.sin(number) / 10):
+        path = results.save(row, folder / "results" / row.study / row.scale / "cells")
+        run = folder / "runs" / row.study / row.scale / path.stem
         run.mkdir(parents=True)
         steps = range(10, 2010, 10)
         lines = [{"step": step, "loss": 2 + 3 * math.exp(-step / 200)} for step in steps]
         lines += [{"step": step, "validation_loss": 2.2 + 300 / step} for step in steps if step % 400 == 0]
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (run / "samples.txt").write_text("Fellow citizens, <b>the union is strong</b>. " * 20)
+    sections = list(report.sections(folder / "results", folder / "runs"))
     path = folder / "report.html"
-    path.write_text(html.page(list(report.sections(results, runs)), title=report.TITLE))
+    path.write_text(html.page(sections, ledger.judged(folder / "results"), title=report.TITLE))
     return path.as_uri()
 
 
@@ -225,7 +227,7 @@ def test_curves_zoom_by_buttons_and_by_dragging(visit):
 def test_the_keyboard_goes_through_the_page_in_its_order_and_shows_where_it_is(visit):
     tab = visit()
     seen = []
-    for _ in range(40):
+    for _ in range(100):
         tab.keyboard.press("Tab")
         seen.append(
             tab.evaluate(
@@ -237,17 +239,18 @@ def test_the_keyboard_goes_through_the_page_in_its_order_and_shows_where_it_is(v
             )
         )
     names = [name for name, *_ in seen]
-    assert names[:3] == ["Skip to the results", "architecture, smoke", "Skip the table"]
-    assert names[4].startswith("arm")  # after the box of the table, which arrow keys scroll
-    assert all(outline != "none" and width == "3px" for _, outline, width, _ in seen[1:])
-    tops = [top for *_, top in seen[1:2] + seen[3:]]
+    assert names[:3] == ["Skip to the results", "Claims", "architecture, smoke"]
+    table = names.index("Skip the table")
+    assert names[table + 2].startswith("arm")  # after the box of the table, which arrow keys scroll
+    assert all(outline != "none" and width == "3px" for _, outline, width, _ in seen)
+    tops = [top for name, *_, top in seen if not name.startswith("Skip")]
     assert all(
         after > before - 60 for before, after in itertools.pairwise(tops)
     )  # heads of a table differ in height
 
     tab.goto(f"{tab.url}#main")
     tab.keyboard.press("Tab")
-    assert tab.evaluate("document.activeElement.innerText").startswith("Skip the table")
+    assert tab.evaluate("document.activeElement.closest('main') !== null")
 
 
 def test_every_picture_has_words(visit):

@@ -1,29 +1,31 @@
 """The report finds every study with rows, and what their run folders have."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 
 import pytest
+import smoke_rows
 
 from experiments import configs, report, study
+from experiments.sweeps import Sweep, Values
 from research.analysis import fragments, html, results
-
-COMMITTED = configs.ROOT / "results" / "architecture" / "smoke" / "cells"
+from research.analysis.figures import Frontier
 
 
 @pytest.fixture(scope="module")
 def rows():
-    planned = study.load("architecture", "smoke")
-    return results.select(results.load(COMMITTED), planned.arms, planned.seeds)
+    return smoke_rows.rows()
 
 
 @pytest.fixture
-def committed(tmp_path):
-    """A results folder with the committed rows."""
-    shutil.copytree(COMMITTED, tmp_path / "results" / "architecture" / "smoke" / "cells")
+def stored(rows, tmp_path):
+    """A results folder with the rows."""
+    for row in rows:
+        results.save(row, tmp_path / "results" / "architecture" / "smoke" / "cells")
     return tmp_path / "results"
 
 
@@ -66,25 +68,52 @@ def test_a_config_that_no_longer_loads_costs_its_picture_only(rows):
     assert "Casual" in undrawn[0]
 
 
-def test_sections_say_what_is_left_out_and_what_is_refused(committed, rows, tmp_path):
-    rewritten(committed, rows[0], arm="forgotten")
-    rewritten(committed, rows[1], data={**rows[1].data, "fingerprint": "other"})
-    (found,) = report.sections(committed, tmp_path)
-    assert len(found.runs) == 15
-    assert found.table is None
-    assert found.notes[0] == "1 rows of arms or seeds that the study does not declare are left out."
+def test_sections_say_what_is_left_out_and_what_is_refused(stored, rows, tmp_path):
+    rewritten(stored, rows[0], arm="forgotten")
+    rewritten(stored, rows[1], data={**rows[1].data, "fingerprint": "other"})
+    (found,) = report.sections(stored, tmp_path)
+    assert len(found.runs) == len(rows) - 1
+    assert found.tables == ()
+    assert found.notes[0] == "Left out: 1 rows of arms or seeds that the study does not declare."
     assert found.notes[1].startswith("No table: data.fingerprint")
     assert html.page([found], title="x")
 
 
-def test_rows_of_no_study_are_an_error(committed, tmp_path):
-    shutil.move(committed / "architecture", committed / "archtecture")
+def test_figures_and_sweeps_that_a_study_declares_are_in_its_section(stored, rows, tmp_path):
+    planned = study.load("architecture", "smoke")
+    sweep = Sweep(arms=("causal_lm",), points=Values(binding="AdamW.learning_rate", values=(0.001, 0.01)))
+    points = sweep.expanded()
+    specs = [
+        Frontier(name=name, title=name, x="budget.parameters", y=f"metrics.{name}")
+        for name in ("loss", "lost")
+    ]
+    planned = dataclasses.replace(
+        planned,
+        points=points,
+        compared=planned.compared | dict.fromkeys(points, "language modelling"),
+        groups={"headline": (*planned.arms, *points)},
+        table=dataclasses.replace(planned.table, figures=tuple(specs), sweeps=(sweep,)),
+    )
+    for name, row in itertools.product(points, rows[:2]):
+        results.save(dataclasses.replace(row, arm=name), stored / "architecture" / "smoke" / "cells")
+    found = report.section(planned, stored, tmp_path)
+    assert [picture.caption for picture in found.figures] == ["loss"]
+    assert "causal_lm 2.005" in found.figures[0].alt
+    assert [note for note in found.notes if note.startswith("Not drawn: ") and "metrics.lost" in note]
+    assert [shown.title for shown in found.tables] == ["architecture, smoke", "architecture, smoke: sweep 1"]
+    assert found.tables[1].baselines == dict.fromkeys(("causal_lm", *points), "causal_lm")
+    assert len(found.runs) == len(rows) + 4
+    assert html.page([found], title="x").count(": 0.0000<") == 4  # differences of the points' seeds
+
+
+def test_rows_of_no_study_are_an_error(stored, tmp_path):
+    shutil.move(stored / "architecture", stored / "archtecture")
     with pytest.raises(configs.ConfigError, match="--study=archtecture: no configs"):
-        list(report.sections(committed, tmp_path))
+        list(report.sections(stored, tmp_path))
 
 
 @pytest.mark.slow
-def test_the_command_writes_the_same_file_twice_or_says_in_one_line_why_not(tmp_path):
+def test_the_command_writes_the_same_file_twice_or_says_in_one_line_why_not(stored, tmp_path):
     def command(*words):
         return subprocess.run(
             [sys.executable, "-m", "experiments.report", *words],
@@ -95,7 +124,7 @@ def test_the_command_writes_the_same_file_twice_or_says_in_one_line_why_not(tmp_
 
     pages = []
     for name in ("one.html", "two.html"):
-        done = command(f"--out={tmp_path / name}", f"--runs_dir={tmp_path}")
+        done = command(f"--out={tmp_path / name}", f"--runs_dir={tmp_path}", f"--results_dir={stored}")
         assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(tmp_path / name), "")
         pages.append((tmp_path / name).read_bytes())
     assert pages[0] == pages[1]
