@@ -5,6 +5,7 @@ held-out batch take seconds; a row is stale where any of these losses has moved 
 """
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,11 +45,12 @@ def check(cells: Sequence[Cell], console: Console) -> list[Cell]:
 
 
 def furthest(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
-    """The greatest relative difference between two replays."""
+    """The greatest relative difference between two replays; infinite where one has what the other has not."""
     one, two = ([*replay["losses"], replay["evaluation"]] for replay in (before, after))
     if len(one) != len(two):
-        return float("inf")
-    return max(abs(a - b) / max(abs(a), 1e-12) for a, b in zip(one, two, strict=True))
+        return math.inf
+    moved = [abs(a - b) / max(abs(a), 1e-12) for a, b in zip(one, two, strict=True)]
+    return math.inf if any(map(math.isnan, moved)) else max(moved)
 
 
 def retire(cell: Cell) -> None:
