@@ -29,15 +29,24 @@ class Grid:
         return cells.of(planned, planned.arms, self.results_dir, self.runs_dir, self.data_dir)
 
     def choices(self) -> dict[str, Choice]:
-        """What the rows choose for each arm; a cell without a row has no loss."""
+        """What the rows choose for each arm; a cell without a row has no loss.
+
+        Raises:
+          ConfigError: a row has no such loss.
+        """
         planned = self.study.table.tuning
         assert planned is not None
         losses: dict[str, dict[float, float | None]] = {arm: {} for arm in self.study.arms}
         for cell in self.cells:
             file, point = cell.study.points[cell.arm]
             rate, row = dict(point.items)[planned.binding], cell.row
-            assert isinstance(rate, float)
-            losses[file][rate] = None if row is None else row.value(planned.metric)
+            assert isinstance(rate, int | float)
+            try:
+                losses[file][rate] = None if row is None else row.value(planned.metric)
+            except KeyError as error:
+                raise configs.ConfigError(
+                    f"{error.args[0]}; set Tuning.metric in configs/{self.study.name}/study.gin"
+                ) from None
         return {arm: Choice(losses=found) for arm, found in losses.items()}
 
 
@@ -47,9 +56,11 @@ def run(grid: Grid, run_cells: Callable[[Sequence[Cell]], None]) -> dict[str, Ch
     `run_cells` runs the cells that have no row.
 
     Raises:
-      ConfigError: an arm has none, or still has it at an edge.
+      ConfigError: an arm has none, or still has it at an edge, or there is no such loss.
     """
+    longer = grid.rates
     for _ in range(EXTENSIONS + 1):
+        grid = dataclasses.replace(grid, rates=longer)
         run_cells(cells.missing(grid.cells))
         choices = grid.choices()
         if lost := [arm for arm, choice in choices.items() if choice.rate is None]:
@@ -57,7 +68,6 @@ def run(grid: Grid, run_cells: Callable[[Sequence[Cell]], None]) -> dict[str, Ch
         longer = tuning.extended(grid.rates, choices)
         if longer == tuple(sorted(grid.rates)):
             return choices
-        grid = dataclasses.replace(grid, rates=longer)
     edges = [f"{arm} at {choice.rate:g}" for arm, choice in choices.items() if choice.edge]
     raise configs.ConfigError(
         f"the best learning rates are still at an edge of {grid.rates} ({', '.join(edges)}); set Tuning.rates in "
