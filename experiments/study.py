@@ -214,8 +214,8 @@ def load(name: str, scale: str) -> Study:
     """The study of that name in `configs/`, at that scale.
 
     Raises:
-      ConfigError: no such study or scale, an arm that is missing or compared with none, a knob, a rate or a group of no
-        arm, or a scale that no learning rate was chosen for.
+      ConfigError: no such study or scale, an arm that is missing, compared with none or twice in groups, or a knob, a
+        rate, a sweep or a group of no arm.
     """
     folder = configs.ROOT / "configs" / name
     if not (folder / "study.gin").exists():
@@ -226,7 +226,7 @@ def load(name: str, scale: str) -> Study:
         raise configs.ConfigError(
             f"--scale={scale}: study {name} has the scales {sorted(table.seeds)}; see configs/{name}/study.gin"
         )
-    compared = {arm: together for together, arms in table.compared.items() for arm in arms}
+    compared = _by_arm(name, "Table.compared", table.compared)
     for arm in table.arms:
         if not (folder / f"{arm}.gin").exists():
             raise configs.ConfigError(f"arm {arm!r} of study {name} has no file configs/{name}/{arm}.gin")
@@ -234,7 +234,8 @@ def load(name: str, scale: str) -> Study:
             raise configs.ConfigError(f"arm {arm!r} of study {name} is in none of Table.compared")
     rates = table.learning_rates.get(scale, {})
     swept = {"Table.sweeps": [arm for sweep in table.sweeps for arm in sweep.arms]}
-    for field, arms in {"Table.knobs": table.knobs, "Table.learning_rates": rates, **swept}.items():
+    named = {"Table.compared": compared, "Table.knobs": table.knobs, "Table.learning_rates": rates, **swept}
+    for field, arms in named.items():
         if stray := sorted(set(arms) - set(table.arms)):
             raise configs.ConfigError(
                 f"{field} of study {name} names {stray[0]!r}, which is none of Table.arms"
@@ -248,7 +249,7 @@ def load(name: str, scale: str) -> Study:
         points=points,
         seeds=table.seeds[scale],
         compared=compared | {key: compared[arm] for key, (arm, _) in points.items()},
-        baselines={together: arms[0] for together, arms in table.compared.items()},
+        baselines={together: arms[0] for together, arms in table.compared.items() if arms},
         groups=_groups(name, table, points),
         rates=rates,
         folder=f"{name}/{scale}",
@@ -267,6 +268,17 @@ def require_rates(planned: Study) -> None:
         )
 
 
+def _by_arm(study: str, field: str, declared: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """Where each arm stands; ConfigError where that is in two places."""
+    found: dict[str, str] = {}
+    for place, arms in declared.items():
+        for arm in arms:
+            if arm in found:
+                raise configs.ConfigError(f"arm {arm!r} of study {study} stands twice in {field}")
+            found[arm] = place
+    return found
+
+
 def _groups(name: str, table: Table, points: dict[str, tuple[str, Point]]) -> dict[str, tuple[str, ...]]:
     """Every arm of each group; an arm at a point of a sweep is where its own name or that of its file stands."""
     declared = table.groups or {GROUPS[0]: table.arms}
@@ -274,7 +286,7 @@ def _groups(name: str, table: Table, points: dict[str, tuple[str, Point]]) -> di
         raise configs.ConfigError(
             f"Table.groups of study {name} has {strange[0]!r}, expected some of {GROUPS}"
         )
-    of = {arm: group for group, arms in declared.items() for arm in arms}
+    of = _by_arm(name, "Table.groups", declared)
     for arm in sorted(of):
         if arm not in table.arms and arm not in points:
             raise configs.ConfigError(
