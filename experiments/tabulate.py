@@ -6,14 +6,15 @@ cell again and compares, `--verify` finds rows that the code would no longer mea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags
 
-from experiments import start, study
+from experiments import ledger, start, study
 from experiments.study import Study
-from research.analysis import figures, results, sweeping, tables
+from research.analysis import figures, results, sweeping, tables, verdicts
 from research.analysis.results import Row
 from research.training import loop
 
@@ -36,18 +37,26 @@ def rows_of(planned: Study, results_dir: Path | str) -> list[Row]:
 
 
 def render(planned: Study, results_dir: Path | str) -> tables.Table:
-    """The table of the rows that the study has; TableError if it has none."""
-    return tables.build(
-        rows_of(planned, results_dir),
+    """The table of the rows that the study has, with a note where a negative control of its claims was rejected.
+
+    Raises:
+      TableError: it has none, or they do not compare.
+    """
+    rows = rows_of(planned, results_dir)
+    table = tables.build(
+        rows,
         arms=planned.arms,
         seeds=planned.seeds,
         columns=planned.table.columns,
         baseline=planned.baselines,
         groups=planned.compared,
     )
+    claims = planned.scale not in study.UNTUNED
+    found = ledger.of_study(planned.name, results_dir, planned.scale) if claims else ()
+    return dataclasses.replace(table, notes=(*table.notes, *verdicts.stamps(found)))
 
 
-def sweep_tables(planned: Study, rows: list[Row]) -> Iterator[tables.Table]:
+def sweep_tables(planned: Study, rows: Sequence[Row]) -> Iterator[tables.Table]:
     """A table for each sweep: its first column at every point, beside each arm as it is or, where that is not of the
     study's table, the first point.
     """
