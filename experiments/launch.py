@@ -210,23 +210,18 @@ def dry_run(planned: study.Study, every: Sequence[Cell], console: Console) -> No
         )
 
 
-def chosen(planned: study.Study) -> tuple[str, ...]:
-    """The arms that the flags name.
+def chosen(planned: study.Study, only: Sequence[str] | None) -> tuple[str, ...]:
+    """The arms of these names, which may be those of groups; all but the extended ones where there are none.
 
     Raises:
-      ConfigError: an arm or a group that the study has not.
+      ConfigError: no arm or group of the study.
     """
-    every = [arm for arms in planned.groups.values() for arm in arms]
-    for arm in FLAGS.only or ():
-        if arm not in every:
-            raise configs.ConfigError(f"--only={arm}: study {planned.name} has the arms {every}")
-    for group in FLAGS.groups or ():
-        if group not in planned.groups:
-            raise configs.ConfigError(
-                f"--groups={group}: study {planned.name} has the groups {list(planned.groups)}"
-            )
-    groups = FLAGS.groups or [group for group in planned.groups if group != "extended"]
-    return tuple(FLAGS.only or [arm for group in groups for arm in planned.groups[group]])
+    named = {arm: (arm,) for arms in planned.groups.values() for arm in arms} | planned.groups
+    for name in only or ():
+        if name not in named:
+            raise configs.ConfigError(f"--only={name}: study {planned.name} has {list(named)}")
+    names = only or [group for group in planned.groups if group != "extended"]
+    return tuple(dict.fromkeys(arm for name in names for arm in named[name]))
 
 
 def tune(planned: study.Study, launcher: Launcher) -> list[str]:
@@ -284,7 +279,7 @@ def main(argv: list[str]) -> int:
             failed = tune(planned, launcher)
         else:
             study.require_rates(planned)
-            arms = chosen(planned)
+            arms = chosen(planned, FLAGS.only)
             every = cells.of(planned, arms, FLAGS.results_dir, FLAGS.runs_dir, FLAGS.data_dir)
             for arm in arms:
                 if (found := planned.matched(arm, FLAGS.data_dir)) is not None:
@@ -310,8 +305,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("study", None, "a folder of configs/ with a study.gin", required=True)
     flags.DEFINE_string("scale", "smoke", "smoke, small or base")
     flags.DEFINE_integer("seeds", None, "so many seeds instead of the study's", lower_bound=1)
-    flags.DEFINE_list("only", None, "arms to run, separated by commas")
-    flags.DEFINE_list("groups", None, "groups of arms to run (default: all but extended)")
+    flags.DEFINE_list("only", None, "arms or groups to run, separated by commas (default: all but extended)")
     flags.DEFINE_bool("tune", False, "run the grid of learning rates instead, and print what it chooses")
     flags.DEFINE_enum(
         "stale", "mark", ("mark", "rerun"), "what is done with rows that the code would no longer measure"

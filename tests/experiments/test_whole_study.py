@@ -84,7 +84,7 @@ def test_a_study_with_sweeps_figures_claims_and_an_evaluation_that_comes_later(p
     assert hashes[0] == hashes[1]
     assert list(hashes[0]) == ["C2.loss"]
 
-    code, said, wrong = launched(project, "--groups=extended")
+    code, said, wrong = launched(project, "--only=extended")
     assert code == 0, wrong
     assert "2 of 2 cells to run" in said
     first = rows(project)
@@ -94,7 +94,7 @@ def test_a_study_with_sweeps_figures_claims_and_an_evaluation_that_comes_later(p
     shutil.rmtree(gone)
     logs = {log: log.read_bytes() for log in project.glob("runs/tiny/smoke/*/metrics.jsonl")}
     declare(project, evaluated=True)
-    code, said, wrong = launched(project, "--groups=headline,extended", "--how=alone")
+    code, said, wrong = launched(project, "--only=headline,extended", "--how=alone")
     assert code == 0, wrong
     assert "8 of 8 cells to run" in said
     second = rows(project)
@@ -108,7 +108,7 @@ def test_a_study_with_sweeps_figures_claims_and_an_evaluation_that_comes_later(p
     assert (gone / "metrics.jsonl").exists()
     assert {log: log.read_bytes() for log in logs} == logs
     assert "positions loss first 4" in (folder / "table.md").read_text()
-    code, said, _ = launched(project, "--groups=headline,extended")
+    code, said, _ = launched(project, "--only=headline,extended")
     assert "0 of 8 cells to run" in said
 
     # The rows alone rebuild every file.
