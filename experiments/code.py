@@ -25,8 +25,12 @@ def fingerprint(planned: Any, root: Path = configs.ROOT) -> str:
       planned: a tree of frozen dataclasses, or a tuple of them.
       root: the folder of the packages.
     """
-    found = sorted(modules({ROOT, *_classes(planned)}, root))
-    text = "\n".join(f"{name} {_syntax(_path(name, root))}" for name in found)
+    return _of(frozenset({ROOT, *_classes(planned)}), root)
+
+
+@functools.lru_cache(maxsize=1024)  # the cells of a study are made of few modules, each of many
+def _of(names: frozenset[str], root: Path) -> str:
+    text = "\n".join(f"{name} {_syntax(_path(name, root))}" for name in sorted(modules(names, root)))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
