@@ -70,12 +70,12 @@ def test_a_cell_that_ended_is_counted_and_one_that_failed_is_named(cells, clock)
     board = Board(cells)
     log(cells[0], {"step": 100, "loss": 1.0})
     log(cells[1], {"step": 40, "loss": 1.0})
-    log(cells[2], {"step": 100, "loss": 2.0})
+    log(cells[2], {"step": 50, "loss": 2.0})
     board.done(cells[0], 1.0)
     board.done(cells[1], RuntimeError("its loss is no number"))
     clock.seconds += 900
     lines = shown(board)
-    assert lines[0] == "2 of 4 cells done, 1 running, about 5 min left"  # 300 of 400 steps took 15
+    assert lines[0] == "2 of 4 cells done, 1 running, about 9 min left"  # 250 of 400 steps took 15
     assert lines[1].startswith("causal seed 2")
     assert lines[2:] == ["failed: causal seed 1"]
 
