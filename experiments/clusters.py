@@ -34,7 +34,7 @@ class Cluster:
         try:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=kind)
             self._executor.update_parameters(name="cell", **parameters)
-        except (RuntimeError, NameError, ValueError, TypeError) as error:
+        except (RuntimeError, NameError, ValueError, TypeError, AssertionError) as error:
             raise ValueError(f"--launcher=slurm on {kind!r}: {' '.join(str(error).split())}") from error
 
     def each(self, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
