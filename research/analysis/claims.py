@@ -114,6 +114,44 @@ class SubClaim:
         return frozenset(self.rule.unreached()).union(*(control.unreached() for control in self.controls))
 
 
+def declared(subclaims: Iterable[SubClaim], seeds: Iterable[int]) -> dict[str, str]:
+    """What a row records of the sub-claims of its study, by id: what is declared of them when the cell begins to run.
+
+    A value is a SHA-256 of all that decides the verdict (rule, gates, controls, sizes, level and declared seeds; not
+    texts, units or sources), and after it the tests that the sub-claim brings into each family: `<hash>
+    difference:1f2e3d4c,5a6b7c8d equivalence:1f2e3d4c`. So a test that is withdrawn later is still counted.
+
+    Args:
+      seeds: those of the study at this scale.
+    """
+    run = tuple(sorted(set(seeds)))
+    return {one.id: " ".join([_hash(one, run), *_tests(one)]) for one in subclaims}
+
+
+def recorded_tests(value: str) -> dict[str, frozenset[str]]:
+    """The tests in each family, of a value of `declared`."""
+    families = (part.partition(":") for part in value.split()[1:])
+    return {family: frozenset(filter(None, names.split(","))) for family, _, names in families}
+
+
+def key_of(rule: Rule, *, control: bool = False) -> str:
+    """The name of a rule's test in a family: equal rules are one test, and a control is another one."""
+    return hashlib.sha256(canonical((rule, "control" if control else "rule")).encode()).hexdigest()[:8]
+
+
+def _hash(subclaim: SubClaim, seeds: tuple[int, ...]) -> str:
+    parts = subclaim.rule, subclaim.gates, subclaim.controls, subclaim.sizes, ALPHA, seeds
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()
+
+
+def _tests(subclaim: SubClaim) -> list[str]:
+    names = {family: {key_of(subclaim.rule)} for family in subclaim.rule.families}
+    if subclaim.controls:
+        controls = {key_of(control, control=True) for control in subclaim.controls}
+        names["difference"] = names.get("difference", set()) | controls
+    return [f"{family}:{','.join(sorted(found))}" for family, found in sorted(names.items())]
+
+
 def rule_hash(subclaim: SubClaim) -> str:
     """SHA-256 of all that decides the verdict: rule, gates, controls, sizes and level; not of texts, units, sources."""
     parts = subclaim.rule, subclaim.gates, subclaim.controls, subclaim.sizes, ALPHA

@@ -18,6 +18,7 @@ from research.analysis.statistics import Estimate
 
 ALPHA = 0.05  # of every test, after Holm's correction
 Expect = Literal["less", "greater", "equal"]
+Family = Literal["difference", "equivalence"]
 Reading = tuple[str, str]  # an arm and a metric: the dotted path of a value in a row
 Seeds = Mapping[int, float]  # a value for each seed
 Values = Mapping[Reading, Seeds]
@@ -70,9 +71,9 @@ class Measured:
 
 
 class Rule:
-    """What decides a sub-claim. `tested`: it has p values, so it is one of the tests of its study."""
+    """What decides a sub-claim. `families`: those that its p values are corrected in; none where nothing is tested."""
 
-    tested: ClassVar[bool] = False
+    families: ClassVar[tuple[Family, ...]] = ()
 
     def explain(self) -> str:
         """The rule in words."""
@@ -108,7 +109,7 @@ class PairedTest(Rule):
       least: the smallest difference that supports.
     """
 
-    tested: ClassVar[bool] = True
+    families: ClassVar[tuple[Family, ...]] = ("difference", "equivalence")
     expect: str  # narrowed by every subclass
     margin: float = 0.02
     least: float = 0.0
@@ -353,6 +354,7 @@ class RankContrast(Difference, PairedTest):
       censored: numbers that stand for "not reached" too, such as the ends of a grid of temperatures.
     """
 
+    families: ClassVar[tuple[Family, ...]] = ("difference",)
     expect: Literal["less", "greater"]
     censored: tuple[float, ...] = ()
 

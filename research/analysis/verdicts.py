@@ -118,7 +118,7 @@ def _check(subclaims: Sequence[SubClaim], study: str, arms: Collection[str]) -> 
         for arm, _ in read:
             if arm not in arms:
                 raise ClaimError(f"{where}: {subclaim.id} reads arm {arm!r}, expected one of {sorted(arms)}")
-    tests = {canonical(one.rule): one.id for one in subclaims if one.rule.tested}
+    tests = {canonical(one.rule): one.id for one in subclaims if one.rule.families}
     if len(tests) > MOST_TESTS:
         raise ClaimError(
             f"{where}: {len(tests)} confirmatory tests ({', '.join(tests.values())}), expected at most {MOST_TESTS}; "
@@ -209,7 +209,7 @@ def _corrected(
     subclaims: Sequence[SubClaim], measured: Outcomes, withdrawn: Collection[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Corrected p values of difference and of equivalence, by rule."""
-    rules = {canonical(one.rule) for one in subclaims if one.rule.tested}
+    rules = {canonical(one.rule) for one in subclaims if one.rule.families}
     controls = {canonical(control) for one in subclaims for control in one.controls}
 
     def p_values(name: str, keys: Collection[str]) -> dict[str, float]:

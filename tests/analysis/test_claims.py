@@ -6,8 +6,17 @@ import sys
 
 import pytest
 
-from research.analysis.claims import Claim, Gate, Ledger, Published, SubClaim, rule_hash
-from research.analysis.rules import ClaimError, Contrast, Counted, Difference, Level, Trend
+from research.analysis.claims import (
+    Claim,
+    Gate,
+    Ledger,
+    Published,
+    SubClaim,
+    declared,
+    recorded_tests,
+    rule_hash,
+)
+from research.analysis.rules import ClaimError, Contrast, Counted, Difference, Level, NotTestable, Trend
 
 RULE = Contrast(metric="metrics.loss", arm="causal", baseline="prefix", expect="less")
 GATE = Gate(metric="metrics.slope", arm="causal", least=-0.1)
@@ -116,3 +125,34 @@ def test_a_gate_without_a_bound_and_a_claim_declared_twice_are_refused():
         Gate(metric="m", arm="a")
     with pytest.raises(ClaimError, match="'C1' is declared twice"):
         Ledger(claims=(Claim(id="C1", text="this"), Claim(id="C1", text="that")))
+
+
+def test_every_subclaim_is_recorded_with_its_hash_and_its_tests():
+    other = SubClaim(id="C3.loss", text="", rule=changed(RULE, baseline="encoder_decoder"))
+    found = declared([SUBCLAIM, other], (1, 0, 2))
+    assert list(found) == ["C2.loss", "C3.loss"]
+    assert found == declared([other, SUBCLAIM], (0, 1, 2))
+    families = {
+        name: {family: len(one) for family, one in recorded_tests(text).items()}
+        for name, text in found.items()
+    }
+    assert families == {
+        "C2.loss": {"difference": 2, "equivalence": 1},
+        "C3.loss": {"difference": 1, "equivalence": 1},
+    }
+
+
+def test_the_record_is_of_the_declared_seeds():
+    values = {
+        declared([SUBCLAIM], seeds)["C2.loss"].split()[0] for seeds in [(0, 1, 2), (0, 1), (0, 1, 2, 3)]
+    }
+    assert len(values) == 3
+    assert all(len(value) == 64 for value in values)
+
+
+def test_a_rule_that_is_no_test_brings_none_and_equal_ones_are_one():
+    nothing = changed(SUBCLAIM, rule=NotTestable(reason="too large"), controls=())
+    assert recorded_tests(declared([nothing], (0,))["C2.loss"]) == {}
+    twice = changed(SUBCLAIM, id="C3.again", text="the same in other words")
+    one, other = (recorded_tests(value) for value in declared([SUBCLAIM, twice], (0,)).values())
+    assert one == other
