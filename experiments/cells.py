@@ -1,7 +1,9 @@
 """The cells of a study: what there is to run for each, which of them have a row, and how a row is made."""
 
+import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from experiments import experiment, running
 from experiments.folders import InUse
 from experiments.study import Study
 from research.analysis import results
-from research.analysis.claims import rule_hash
+from research.analysis.claims import declared
 from research.analysis.results import Row
 from research.training import loop
 
@@ -21,7 +23,9 @@ Outcome = float | Exception  # a held-out loss, or why there is none
 
 @dataclasses.dataclass(frozen=True, eq=False)  # a study has no hash, and a cell is a key
 class Cell:
-    """One arm with one seed; `runs` and `rows` are the folders of run folders and of rows."""
+    """One arm with one seed; `runs` and `rows` are the folders of run folders and of rows. `again`: a row that is stale
+    does not count.
+    """
 
     study: Study
     arm: str
@@ -29,6 +33,7 @@ class Cell:
     runs: Path
     rows: Path
     data_dir: str | None
+    again: bool = False
 
     @property
     def title(self) -> str:
@@ -46,11 +51,7 @@ class Cell:
             self.runs / f"{self.arm}-s{self.seed}-{key[:12]}",
             self.title,
             self.study.table.evaluations,
-            {
-                claim.id: rule_hash(claim)
-                for claim in self.study.table.claims
-                if any(arm == self.arm for arm, _ in claim.reads())
-            },
+            declared(self.study.table.claims, self.study.table.seeds[self.study.scale]),
         )
 
     @property
@@ -59,21 +60,48 @@ class Cell:
         return self.rows / f"{self.job.folder.name}.json"
 
     @property
+    def saved(self) -> Row | None:
+        """The row of its experiment as it is now, if it has been run."""
+        return results.read(self.path) if self.path.exists() else None
+
+    @property
     def row(self) -> Row | None:
-        """Its row, if it has been run as it is now, with all evaluations."""
-        if not self.path.exists():
+        """That row if nothing is left to do: it has all evaluations and need not be run again."""
+        row = self.saved
+        if row is None or (self.again and row.code["stale"]):
             return None
-        row = results.read(self.path)
         made = {name: experiment.hash_of(value) for name, value in self.job.evaluations.items()}
         return row if made.items() <= dict(row.evaluations).items() else None
 
+    @property
+    def failure(self) -> Path:
+        """The file that says why it has no row, where it has failed."""
+        return self.rows.parent / "failed" / f"{self.arm}-s{self.seed}.json"
+
 
 def of(
-    study: Study, arms: Iterable[str], results_dir: Path | str, runs_dir: Path | str, data_dir: str | None
+    study: Study,
+    arms: Iterable[str],
+    results_dir: Path | str,
+    runs_dir: Path | str,
+    data_dir: str | None,
+    *,
+    again: bool = False,
 ) -> list[Cell]:
     """The cells of these arms; the rows lie in `results_dir`, the runs in `runs_dir`, by study and scale."""
     rows, runs = Path(results_dir) / study.folder / "cells", Path(runs_dir) / study.folder
-    return [Cell(study, arm, seed, runs, rows, data_dir) for arm in arms for seed in study.seeds]
+    return [Cell(study, arm, seed, runs, rows, data_dir, again) for arm in arms for seed in study.seeds]
+
+
+def sound(cells: Sequence[Cell]) -> tuple[list[Cell], dict[Cell, Exception]]:
+    """The cells that can be planned, and why the others cannot: a wrong binding, data that is not there."""
+    broken: dict[Cell, Exception] = {}
+    for cell in cells:
+        try:
+            _ = cell.job
+        except (ValueError, OSError, RuntimeError) as error:
+            broken[cell] = error
+    return [cell for cell in cells if cell not in broken], broken
 
 
 def missing(cells: Sequence[Cell]) -> list[Cell]:
@@ -141,16 +169,34 @@ def _saved(cell: Cell, result: running.Result, *, timed: bool) -> Outcome:
 
 
 def save(cell: Cell, result: running.Result, *, timed: bool) -> float:
-    """Save a cell's row, in place of an earlier row of the same arm and seed; its held-out loss."""
+    """Save a cell's row, in place of an earlier row of the same arm and seed; its held-out loss.
+
+    A run again of the same experiment gives the same numbers, which were known before: the rules of then stay.
+    """
     # Memory is the process's, which has run other cells before.
     timing = {**result["timing"], "peak_memory_bytes": None} if timed else dict.fromkeys(result["timing"])
+    rules = result["rules"] if (earlier := cell.saved) is None else earlier.rules
     place: dict[str, Any] = {"scale": cell.study.scale, "arm": cell.arm, "seed": cell.seed}
-    row = Row(study=cell.study.name, **place, **{**result, "timing": timing})
+    row = Row(study=cell.study.name, **place, **{**result, "timing": timing, "rules": rules})
     superseded = {path for path in cell.rows.glob("*.json") if _is_of(path.name, cell)}
     path = results.save(row, cell.rows)
-    for old in superseded - {path}:
+    for old in (superseded - {path}) | {cell.failure}:
         old.unlink(missing_ok=True)  # another launch may have been quicker
     return row.value("metrics.loss")
+
+
+def save_failure(cell: Cell, error: Exception) -> None:
+    """Record why a cell has no row, if that can be written: the error is told in any case."""
+    record = {"arm": cell.arm, "seed": cell.seed, "error": " ".join(str(error).split())}
+    with contextlib.suppress(OSError):
+        cell.failure.parent.mkdir(parents=True, exist_ok=True)
+        cell.failure.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def failures(folder: Path) -> list[str]:
+    """The cells of a study's folder that failed, a line each."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("failed/*.json"))]
+    return [f"{record['arm']} seed {record['seed']}: {record['error']}" for record in records]
 
 
 def _is_of(name: str, cell: Cell) -> bool:

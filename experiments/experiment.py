@@ -116,6 +116,11 @@ def key(planned: Experiment, data_dir: str | None) -> str:
     return _sha256([planned.key(), dataset(planned.data, data_dir).fingerprint])
 
 
+def design(planned: Experiment, data_dir: str | None) -> str:
+    """The same without the seed: what all runs of an arm share."""
+    return key(dataclasses.replace(planned, seed=0), data_dir)
+
+
 def hash_of(value: Any) -> str:
     """sha256 (hex) of a config tree; see `describe`."""
     return _sha256(describe(value))

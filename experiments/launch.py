@@ -64,8 +64,7 @@ class Launcher:
             for cell, found in self._outcomes(todo):
                 board.done(cell, found)
                 if isinstance(found, Exception):
-                    self.console.print(f"{cell.title}  failed", highlight=False)
-                    failed.append(f"{cell.title}: {found}")
+                    failed.append(_failed(cell, found, self.console))
                 else:
                     self.console.print(f"{cell.title}  held-out loss {found:.4f}", highlight=False)
         return failed
@@ -135,6 +134,13 @@ class Launcher:
             if self.console.is_terminal
             else self.console
         )
+
+
+def _failed(cell: Cell, error: Exception, console: Console) -> str:
+    """Tell and record that a cell failed; the line about it."""
+    cells.save_failure(cell, error)
+    console.print(f"{cell.title}  failed", highlight=False)
+    return f"{cell.title}: {error}"
 
 
 def time_rows(todo: Sequence[Cell], console: Console) -> None:
@@ -243,20 +249,23 @@ def tune(planned: study.Study, launcher: Launcher) -> list[str]:
 def launch(planned: study.Study, every: Sequence[Cell], launcher: Launcher) -> list[str]:
     """Run what is missing or stale and print the table; a line for each cell that failed."""
     console = launcher.console
-    stale = staleness.check(every, console)
-    if FLAGS.stale == "rerun":
-        for cell in stale:
-            staleness.retire(cell)
-    todo = cells.missing(every)
-    console.print(f"{planned.name}/{planned.scale}: {len(todo)} of {len(every)} cells to run")
+    every, broken = cells.sound(every)
+    failed = [_failed(cell, error, console) for cell, error in broken.items()]
     if any(cell.job.planned.deterministic for cell in every):
         start.deterministic()
-    failed = launcher.run(todo)
+    for cell in staleness.check(every, console):
+        if cell.again:
+            staleness.retire(cell)
+    todo = cells.missing(every)
+    console.print(f"{planned.name}/{planned.scale}: {len(todo)} of {len(every) + len(broken)} cells to run")
+    failed += launcher.run(todo)
     if "tokens_per_second" in planned.table.columns:
         time_rows(every, console)
-    table = tabulate.render(planned, FLAGS.results_dir)
-    tabulate.write(planned, table, FLAGS.results_dir)
-    console.print(tables.rich_table(table))
+    if any((tabulate.folder(planned, FLAGS.results_dir) / "cells").glob("*.json")):
+        whole = study.load(planned.name, planned.scale)  # a table has all seeds that are declared
+        table = tabulate.render(whole, FLAGS.results_dir)
+        tabulate.write(whole, table, FLAGS.results_dir)
+        console.print(tables.rich_table(table))
     return failed
 
 
@@ -269,7 +278,7 @@ def main(argv: list[str]) -> int:
     try:
         planned = study.load(FLAGS.study, FLAGS.scale)
         if FLAGS.seeds is not None:
-            planned = dataclasses.replace(planned, seeds=tuple(range(FLAGS.seeds)))
+            planned = planned.limited(FLAGS.seeds)
         cluster = None
         if FLAGS.launcher == "slurm":
             folder = Path(FLAGS.runs_dir) / planned.folder / "jobs"
@@ -280,7 +289,14 @@ def main(argv: list[str]) -> int:
         else:
             study.require_rates(planned)
             arms = chosen(planned, FLAGS.only)
-            every = cells.of(planned, arms, FLAGS.results_dir, FLAGS.runs_dir, FLAGS.data_dir)
+            every = cells.of(
+                planned,
+                arms,
+                FLAGS.results_dir,
+                FLAGS.runs_dir,
+                FLAGS.data_dir,
+                again=FLAGS.stale == "rerun",
+            )
             for arm in arms:
                 if (found := planned.matched(arm, FLAGS.data_dir)) is not None:
                     knob = "" if planned.knob(arm) is None else f"{planned.knob(arm)} = {found.value}, "
@@ -304,7 +320,7 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     flags.DEFINE_string("study", None, "a folder of configs/ with a study.gin", required=True)
     flags.DEFINE_string("scale", "smoke", "smoke, small or base")
-    flags.DEFINE_integer("seeds", None, "so many seeds instead of the study's", lower_bound=1)
+    flags.DEFINE_integer("seeds", None, "the first so many of the study's seeds", lower_bound=1)
     flags.DEFINE_list("only", None, "arms or groups to run, separated by commas (default: all but extended)")
     flags.DEFINE_bool("tune", False, "run the grid of learning rates instead, and print what it chooses")
     flags.DEFINE_enum(

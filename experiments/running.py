@@ -23,6 +23,7 @@ from experiments.experiment import (
     classes,
     cost,
     dataset,
+    design,
     example,
     hash_of,
     key,
@@ -190,7 +191,7 @@ class _Run:
         self.job = job
         planned = job.planned
         self._text = dataset(planned.data, data_dir)
-        self._key = key(planned, data_dir)
+        self._key, self._design = key(planned, data_dir), design(planned, data_dir)
         self._folder = folders.RunFolder(
             job.folder, key=self._key, fingerprint=self._text.fingerprint, config=job.config
         )
@@ -405,6 +406,7 @@ class _Run:
         written = code.fingerprint((planned, *self.job.evaluations.values()))
         return {
             "key": self._key,
+            "design": self._design,
             **folders.commit(),
             "code": {"fingerprint": written, "checked": written, "stale": False},
             # As they were when the run began: a rule that is written afterwards does not count.

@@ -5,6 +5,7 @@ held-out batch take seconds; a row is stale where any of these losses has moved 
 """
 
 import dataclasses
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ def check(cells: Sequence[Cell], console: Console) -> list[Cell]:
     """The cells whose rows are stale. Rows that the code of now has not been compared with are, and say so from then
     on.
     """
-    found = [(cell, row) for cell in cells if (row := cell.row) is not None]
+    found = [(cell, row) for cell in cells if (row := cell.saved) is not None]
     now = {cell: _fingerprint(cell) for cell, _ in found}
     changed = [(cell, row) for cell, row in found if row.code["checked"] != now[cell]]
     stale = {cell: row.code["stale"] for cell, row in found}
@@ -54,13 +55,17 @@ def furthest(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
 
 
 def retire(cell: Cell) -> None:
-    """Put a stale cell's row and run folder aside, beside its other runs, so that it runs again."""
-    row = results.read(cell.path)
-    aside = cell.runs / "stale" / f"{cell.job.folder.name}-{row.code['fingerprint'][:8]}"
+    """Put the run folder of a stale row aside, with a copy of the row, so that the cell trains anew."""
+    row, folder = results.read(cell.path), cell.job.folder
+    aside = cell.runs / "stale" / f"{folder.name}-{row.code['fingerprint'][:8]}"
+    status = folder / "run.json"
+    # A folder of other code is a new run that was stopped, which goes on.
+    if status.exists() and json.loads(status.read_text())["code"]["fingerprint"] != row.code["fingerprint"]:
+        return
     aside.mkdir(parents=True, exist_ok=True)
-    if cell.job.folder.exists() and not (aside / "run").exists():
-        cell.job.folder.rename(aside / "run")
-    shutil.move(cell.path, aside / cell.path.name)
+    shutil.copy(cell.path, aside)
+    if folder.exists() and not (aside / "run").exists():
+        folder.rename(aside / "run")
 
 
 def _fingerprint(cell: Cell) -> str:

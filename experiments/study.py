@@ -149,6 +149,19 @@ class Study:
         rate = [f"{tuning.binding}={self.rates[file]}"] if tuning is not None and file in self.rates else []
         return file, (*rate, *point.bindings)
 
+    def limited(self, seeds: int) -> "Study":
+        """The first so many of its seeds.
+
+        Raises:
+          ConfigError: it has not so many.
+        """
+        if seeds > len(self.seeds):
+            raise configs.ConfigError(
+                f"--seeds={seeds}: study {self.name} has {len(self.seeds)} at scale {self.scale}; see Table.seeds in "
+                f"configs/{self.name}/study.gin"
+            )
+        return dataclasses.replace(self, seeds=self.seeds[:seeds])
+
     def grid(self, rates: tuple[float, ...]) -> "Study":
         """The cells that choose learning rates: every arm at each of them, with the seed for that.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments import ledger, start, study
+from experiments import cells, ledger, start, study
 from experiments.study import Study
 from research.analysis import figures, results, sweeping, tables, verdicts
 from research.analysis.results import Row
@@ -26,11 +26,11 @@ def folder(planned: Study, results_dir: Path | str) -> Path:
 
 def rows_of(planned: Study, results_dir: Path | str) -> list[Row]:
     """The rows that the study has; TableError if it has none."""
-    cells = folder(planned, results_dir) / "cells"
-    rows = results.load(cells)
+    place = folder(planned, results_dir) / "cells"
+    rows = results.load(place)
     if not rows:
         raise tables.TableError(
-            f"{cells}: no rows, expected at least one; run python -m experiments.launch "
+            f"{place}: no rows, expected at least one; run python -m experiments.launch "
             f"--study={planned.name} --scale={planned.scale}"
         )
     return rows
@@ -53,7 +53,8 @@ def render(planned: Study, results_dir: Path | str) -> tables.Table:
     )
     claims = planned.scale not in study.UNTUNED
     found = ledger.of_study(planned.name, results_dir, planned.scale) if claims else ()
-    return dataclasses.replace(table, notes=(*table.notes, *verdicts.stamps(found)))
+    failed = [f"Failed: {line}" for line in cells.failures(folder(planned, results_dir))]
+    return dataclasses.replace(table, notes=(*table.notes, *verdicts.stamps(found), *failed))
 
 
 def sweep_tables(planned: Study, rows: Sequence[Row]) -> Iterator[tables.Table]:

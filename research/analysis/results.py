@@ -16,8 +16,8 @@ class ResultError(ValueError):
 class Row:
     """One measured cell: one arm with one seed, and all it needs to be believed.
 
-    `key` hashes what determines the result: the experiment with its seed, and the data. `config` is
-    the operative gin text. Losses are nats per target token, memory is bytes, time is seconds. A
+    `key` hashes what determines the result: the experiment with its seed, and the data; `design` the
+    same without the seed, so that all rows of an arm share it. `config` is the operative gin text. Losses are nats per target token, memory is bytes, time is seconds. A
     timing value is None where it was taken beside other work (parallel workers, a shared process).
     A metric is a number, or a mapping from labels (lengths, temperatures, ...) to numbers.
 
@@ -32,6 +32,7 @@ class Row:
     arm: str
     seed: int
     key: str
+    design: str
     commit: str
     dirty: bool
     config: str

@@ -18,6 +18,7 @@ def row(arm="causal", seed=0, key="0123456789abcdef", **changes):
         "arm": arm,
         "seed": seed,
         "key": key,
+        "design": "fedcba",
         "commit": "c0ffee",
         "dirty": False,
         "config": "train.steps = 3\n",

@@ -182,6 +182,8 @@ def test_an_ensemble_has_the_rows_of_cells_that_ran_alone(project):
 @pytest.mark.slow
 def test_an_ensemble_is_spread_over_devices_and_a_member_with_a_strange_folder_is_left_out(project):
     """Three cells on four devices, of which three are used; the folder of a fourth belongs to another experiment."""
+    study_file = project / "configs" / "tiny" / "study.gin"
+    study_file.write_text(study_file.read_text().replace("(0, 1)", "(0, 1, 2, 3)"))
     arms = "--only=causal"
     code, _, wrong = launched(project, "--how=alone", arms, "--seeds=3")
     assert code == 0, wrong
@@ -291,6 +293,8 @@ def test_a_cell_that_fails_is_named_and_the_others_are_kept(project):
     code, said, wrong = launched(project, "--seeds=1")
     assert code == 1
     assert "prefix seed 0  failed" in said
-    assert "error: prefix seed 0: TextFiles.pattern 'nowhere/*.txt' matches no file" in wrong
+    error = "prefix seed 0: TextFiles.pattern 'nowhere/*.txt' matches no file"
+    assert f"error: {error}" in wrong
+    assert f"Failed: {error}" in (project / "results/tiny/smoke/table.md").read_text()
     assert [name.split("-")[0] for name in rows(project)] == ["causal"]
     assert "missing" in (project / "results/tiny/smoke/table.md").read_text()

@@ -147,7 +147,7 @@ rules.Contrast.expect = 'less'
 """
 
 
-def test_claims_are_bound_and_a_cell_knows_the_rules_that_read_it(matched):
+def test_claims_are_bound_and_a_cell_knows_the_rules_of_its_study(matched):
     planned = written(
         SWEPT + CLAIMED,
         modules=["from research.analysis import claims", "from research.analysis import rules"],
@@ -155,8 +155,11 @@ def test_claims_are_bound_and_a_cell_knows_the_rules_that_read_it(matched):
     (claim,) = planned.table.claims
     assert claim.rule == Contrast(metric="metrics.loss", arm="prefix", baseline="causal", expect="less")
     every = cells.of(planned, ("causal", "prefix", POINTS[0]), "results", "runs", None)
-    expected = {"C1.loss": claims.rule_hash(claim)}
-    assert [cell.job.rules for cell in every[::2]] == [expected, expected, {}]
+    declared = claims.declared([claim], planned.seeds)
+    assert list(declared) == ["C1.loss"]
+    assert all(cell.job.rules == declared for cell in every)
+    fewer = cells.of(planned.limited(1), ("causal",), "results", "runs", None)
+    assert fewer[0].job.rules == declared  # the seeds that are declared, whichever are run
 
 
 @pytest.mark.parametrize(
