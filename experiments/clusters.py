@@ -1,7 +1,8 @@
 """Cells as jobs of a cluster: Slurm by submitit, or what stands in for it on one machine.
 
 A job that is preempted or runs out of time is put into the queue again, and its cell goes on from its newest
-checkpoint. Rows and run folders have to lie on a disk that the nodes share.
+checkpoint, or, if it was told by SIGTERM, on which a run saves, from where it was. Rows and run folders have to lie on a
+disk that the nodes share.
 """
 
 import ast
@@ -16,6 +17,8 @@ from experiments import start
 from research.training import loop
 
 PAUSE = 1.0  # seconds between two looks at the jobs
+STOPS = 20  # times that a cell may be stopped and begun again
+DEFAULTS = {"timeout_min": 24 * 60}
 
 
 class Cluster:
@@ -32,8 +35,8 @@ class Cluster:
 
     def __init__(self, folder: Path, kind: str, parameters: dict[str, Any]):
         try:
-            self._executor = submitit.AutoExecutor(folder=folder, cluster=kind)
-            self._executor.update_parameters(name="cell", **parameters)
+            self._executor = submitit.AutoExecutor(folder=folder, cluster=kind, slurm_max_num_timeout=STOPS)
+            self._executor.update_parameters(name="cell", **{**DEFAULTS, **parameters})
         except (RuntimeError, NameError, ValueError, TypeError, AssertionError) as error:
             raise ValueError(f"--launcher=slurm on {kind!r}: {' '.join(str(error).split())}") from error
 
@@ -42,10 +45,14 @@ class Cluster:
 
         On Ctrl-C the jobs stay; the same command waits for them.
         """
-        jobs = {self._executor.submit(_Task(), work, item): item for item in items}
+        jobs = {self._executor.submit(_Task(), work, item): (item, 0) for item in items}
         while jobs:
             for job in [job for job in jobs if job.done()]:
-                yield jobs.pop(job), _outcome(job)
+                (item, stops), found = jobs.pop(job), _outcome(job)
+                if isinstance(found, loop.Interrupted) and stops < STOPS:
+                    jobs[self._executor.submit(_Task(), work, item)] = (item, stops + 1)
+                else:
+                    yield item, found
             time.sleep(PAUSE if jobs else 0)
 
 
@@ -56,8 +63,6 @@ class _Task(submitit.helpers.Checkpointable):
         start.process()
         try:
             return work(item)
-        except loop.Interrupted as stopped:
-            return RuntimeError(str(stopped))
         except Exception as error:
             return error
 

@@ -255,6 +255,11 @@ def load(name: str, scale: str) -> Study:
             )
     points = {key: value for sweep in table.sweeps for key, value in sweep.expanded().items()}
     points = {key: value for key, value in points.items() if key not in table.arms}
+    for key, (file, point) in points.items():
+        if file in table.knobs and table.knobs[file][0] in dict(point.items):
+            raise configs.ConfigError(
+                f"arm {key} of study {name} binds {table.knobs[file][0]}, which Table.knobs turns; take it out of one"
+            )
     return Study(
         name=name,
         scale=scale,

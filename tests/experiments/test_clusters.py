@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from test_launch import launched, project, rows  # noqa: F401
@@ -31,6 +32,15 @@ def interrupted_once(path):
     if Path(path).read_text().count("begun") == 1:
         os.kill(os.getpid(), signal.SIGUSR2)
         time.sleep(60)
+    return "whole"
+
+
+def stopped_twice(path):
+    """Is told to end by SIGTERM and saves, as a run does, twice."""
+    with Path(path).open("a") as file:
+        file.write("begun\n")
+    if Path(path).read_text().count("begun") < 3:
+        raise loop.Interrupted("stopped at step 3")
     return "whole"
 
 
@@ -98,11 +108,9 @@ def test_jobs_of_this_process_give_results_and_errors_as_values(tmp_path, monkey
         logging, "FileHandler", lambda _: logging.NullHandler()
     )  # submitit would leave files open
     cluster = clusters.Cluster(tmp_path / "jobs", "debug", {})
-    found = dict(cluster.each(work, [1, "busy", "stopped", None, 4]))
+    found = dict(cluster.each(work, [1, "busy", None, 4]))
     assert (found[1], found[4]) == (2, 8)
     assert isinstance(found["busy"], InUse)
-    assert type(found["stopped"]) is RuntimeError
-    assert str(found["stopped"]) == "stopped at step 3"
     assert isinstance(found[None], TypeError)
     assert list(cluster.each(work, [])) == []
 
@@ -154,3 +162,34 @@ def test_cells_that_were_jobs_have_the_rows_of_cells_that_ran_here(project):
             part: here[name][part] for part in ("key", "data", "budget", "config", "code")
         }
         assert row["timing"]["wall_seconds"] is None  # others may have run beside it
+
+
+class AtOnce:
+    """Jobs that are done when they are submitted."""
+
+    def submit(self, task, work, item):
+        job = Mock()
+        job.done.return_value = True
+        job.result.return_value = task(work, item)
+        return job
+
+
+@pytest.fixture
+def at_once(tmp_path, monkeypatch):
+    cluster = clusters.Cluster(tmp_path / "jobs", "debug", {})
+    monkeypatch.setattr(cluster, "_executor", AtOnce())
+    monkeypatch.setattr(clusters.start, "process", lambda: None)
+    monkeypatch.setattr(clusters, "PAUSE", 0)
+    return cluster
+
+
+def test_a_cell_that_was_stopped_goes_on_in_another_job(at_once, tmp_path):
+    log = tmp_path / "log"
+    assert list(at_once.each(stopped_twice, [str(log)])) == [(str(log), "whole")]
+    assert log.read_text() == "begun\n" * 3
+
+
+def test_a_cell_that_is_stopped_again_and_again_is_given_up(at_once, monkeypatch):
+    monkeypatch.setattr(clusters, "STOPS", 2)
+    ((_, found),) = at_once.each(work, ["stopped"])
+    assert isinstance(found, loop.Interrupted)

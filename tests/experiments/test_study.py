@@ -308,3 +308,13 @@ def test_a_group_over_its_budget_is_refused(small, monkeypatch, minutes, over):
     )
     at_smoke = dataclasses.replace(planned, scale="smoke", folder="tiny/smoke")
     assert "core" in printed(at_smoke, cells.of(at_smoke, planned.arms, "results", "runs", None))
+
+
+def test_a_sweep_over_the_knob_of_its_arm_is_one_line(matched):
+    text = (
+        f"{SWEPT}study.Table.match = 'params'\nstudy.Table.knobs = {{'prefix': ('StackConfig.layers', 1)}}\n"
+    )
+    with pytest.raises(
+        configs.ConfigError, match=r"^arm prefix@.* binds .*, which Table.knobs turns; take it out"
+    ):
+        written(text)
