@@ -9,7 +9,8 @@ from html import escape
 from typing import Any
 
 from research.analysis import curves
-from research.analysis.fragments import Run, Section, counted, link, scrolled
+from research.analysis.fragments import Run, Section, link, scrolled
+from research.analysis.rendering import counted
 from research.analysis.results import Row
 
 SAMPLES = 20  # of a run that are shown,
@@ -47,7 +48,9 @@ def _charts(section: Section, arm: str, runs: Sequence[Run]) -> Iterator[str]:
             for colour, run in enumerate(runs)
         ]
 
-    losses = [*lines("loss", ", training"), *lines("validation_loss", ", validation", dashed=True)]
+    losses = lines("loss", ", training")
+    held_out = lines("validation_loss", ", validation", dashed=True)
+    losses += held_out if any(line.points for line in held_out) else []
     place = section.place("arm", arm, "loss")
     yield curves.chart(losses, place=place, title=f"{arm}: loss", of="loss (nats)")
     for name in dict.fromkeys(name for run in runs for name in curves.held_out(run.log)):

@@ -5,6 +5,7 @@ labels of its axes stand beside it, at every quarter. `report.js` shows a part o
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -70,18 +71,20 @@ def axis(values: Iterable[float]) -> tuple[float, float]:
     """The least range that holds the values and has round numbers at its quarters."""
     values = list(values)
     low, high = min(values), max(values)
-    if low == high:
+    if not (high - low) / QUARTERS:
         low, high = low - abs(low) / 2 - 0.5, high + abs(high) / 2 + 0.5
-    power = 10.0 ** math.floor(math.log10((high - low) / QUARTERS))
-    for step in (power * factor for factor in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12)):
-        start = math.floor(low / step) * step
-        if start + QUARTERS * step >= high:
-            return start, start + QUARTERS * step
-    raise AssertionError((low, high))
+    for power in itertools.count(math.floor(math.log10((high - low) / QUARTERS))):
+        for step in (10.0**power * factor for factor in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
+            start = math.floor(low / step) * step
+            start -= step if start > low else 0.0  # by rounding
+            if start <= low and start + QUARTERS * step >= high:
+                return start, start + QUARTERS * step
+    raise AssertionError("unreachable: some step is long enough")
 
 
 def chart(lines: Sequence[Line], *, place: str, title: str, of: str) -> str:
-    """A figure of lines over steps, its key below it; nothing where no line has two points.
+    """A figure of lines over steps, its key below it, which names lines of less than two points as well; nothing where
+    no line has two.
 
     Args:
       lines: to be drawn.
@@ -89,13 +92,17 @@ def chart(lines: Sequence[Line], *, place: str, title: str, of: str) -> str:
       title: its caption.
       of: what is measured, with its unit.
     """
-    lines = [line for line in lines if len(line.points) > 1]
-    if not lines:
+    shown = [line for line in lines if len(line.points) > 1]
+    if not shown:
         return ""
-    x0, x1 = axis([0.0, *(step for line in lines for step, _ in line.points)])
-    y0, y1 = axis(value for line in lines for _, value in line.points)
-    drawn, key = [], []
+    x0, x1 = axis([0.0, *(step for line in shown for step, _ in line.points)])
+    y0, y1 = axis(value for line in shown for _, value in line.points)
+    drawn, key, said = [], [], []
     for line in lines:
+        if len(line.points) < 2:
+            key.append(f"<li>{escape(line.label)}: no curve here")
+            said.append(f"{line.label}: no curve here")
+            continue
         places = " ".join(
             f"{_place(step, x0, x1)},{_place(value, y1, y0)}" for step, value in thinned(line.points)
         )
@@ -103,21 +110,18 @@ def chart(lines: Sequence[Line], *, place: str, title: str, of: str) -> str:
         drawn.append(f'<polyline {look} points="{places}"/>')
         swatch = f'<svg aria-hidden="true" viewBox="0 0 24 8"><path {look} d="M0 4H24"/></svg>'
         key.append(f"<li>{swatch} {escape(line.label)}")
-    said = "; ".join(
-        f"{line.label}: {line.points[0][1]:.4g} at step {line.points[0][0]:g}, "
-        f"{line.points[-1][1]:.4g} at step {line.points[-1][0]:g}"
-        for line in lines
-    )
+        (first, begin), (last, end) = line.points[0], line.points[-1]
+        said.append(f"{line.label}: {begin:.4g} at step {first:g}, {end:.4g} at step {last:g}")
     words, numbers = f"{place}!title", f"{place}!desc"
     return (
-        f'<figure class="chart" id="{place}" data-x="{x0:g} {x1:g}" data-y="{y0:g} {y1:g}">'
+        f'<figure class="chart" id="{place}" data-x="{x0:.12g} {x1:.12g}" data-y="{y0:.12g} {y1:.12g}">'
         f"<figcaption>{escape(title)}</figcaption>"
         f'<p class="axis">{escape(of)}</p>'
         f'<div class="plot">{_quarters("y", y1, y0)}'
         f'<svg role="img" aria-labelledby="{words}" aria-describedby="{numbers}" '
         f'viewBox="0 0 {SIZE} {SIZE}" preserveAspectRatio="none">'
         f'<title id="{words}">{escape(title)}: {escape(of)} over steps</title>'
-        f'<desc id="{numbers}">{escape(said)}</desc>{"".join(drawn)}</svg>'
+        f'<desc id="{numbers}">{escape("; ".join(said))}</desc>{"".join(drawn)}</svg>'
         f'{_quarters("x", x0, x1)}</div><p class="axis x">step</p><ul class="key">{"".join(key)}</ul></figure>\n'
     )
 

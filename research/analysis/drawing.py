@@ -1,9 +1,10 @@
 """How figures look and how they are written: lines with intervals, grids, and files that are the same bytes for the
 same numbers.
 
-Colours are those of Okabe and Ito (2008), "Color Universal Design", without the yellow, which a white page swallows.
-A colour is never alone: markers and dashes differ too, so that a grey print can be read. matplotlib is imported
-where it is used, since it is slow to import and most commands draw nothing.
+Colours are those of Okabe and Ito (2008), "Color Universal Design", without the yellow, which a white page swallows,
+and with a darker sky blue and orange, so that all have a contrast of 3 to white. A colour is never alone: markers and
+dashes differ too, so that a grey print can be read. matplotlib is imported where it is used, since it is slow to import
+and most commands draw nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import textwrap
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#56B4E9", "#E69F00")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#2C97D3", "#BF8600")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # with 7 colours 56 pairs, and no two are the same
 DASHES = ("-", "--", "-.", ":")
+Colour = str | tuple[float, float, float]
 SMALLEST = 8  # points, of notes and of the numbers in cells
 _STYLE: dict[str, Any] = {
     "font.size": 10,
@@ -59,6 +61,7 @@ class Line:
       name: of the legend.
       trend: points of a fitted curve, which is drawn instead of joining the marks.
       directed: the first mark is hollow, where nothing else tells where the line begins.
+      breaks: numbers of marks that are not joined to the one before.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Line:
     marks: tuple[Mark, ...]
     trend: tuple[tuple[float, float], ...] = ()
     directed: bool = False
+    breaks: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +150,8 @@ def grids(
 
     numbers = [value for grid in drawn for value in grid.values.values()]
     low, high = min(numbers), max(numbers)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
     wide = max(len(format_number(value, format)) for value in numbers) * 0.085 + 0.15  # inches a cell
     down = -(-len(drawn) // max(1, int(11 / (wide * len(columns) + 0.7))))
     across = -(-len(drawn) // down)
@@ -170,7 +176,6 @@ def grids(
                         Rectangle((column - 0.5, row - 0.5), 1, 1, hatch="///", fill=False, edgecolor="0.5")
                     )
                     continue
-                dark = high > low and (value - low) / (high - low) < 0.55  # cividis grows from dark to light
                 panel.text(
                     column,
                     row,
@@ -178,7 +183,7 @@ def grids(
                     ha="center",
                     va="center",
                     fontsize=SMALLEST,
-                    color="white" if dark else "black",
+                    color=ink(panel.images[0].to_rgba(value)[:3]),
                 )
         for panel in panels[: len(drawn)]:
             panel.set(xlabel=labels[1], ylabel=labels[0])
@@ -193,11 +198,33 @@ def save(figure: Figure, path: Path | str) -> tuple[Path, Path]:
     """Writes `path`.svg and `path`.png, without a date or a version in them: a rebuild gives the same bytes."""
     svg, png = (Path(path).with_name(f"{Path(path).name}.{kind}") for kind in ("svg", "png"))
     svg.parent.mkdir(parents=True, exist_ok=True)
-    unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with styled():
-        figure.savefig(svg, format="svg", metadata=unsaid)
+        write_svg(figure, svg)
         figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
     return svg, png
+
+
+def write_svg(figure: Figure, file: Path | IO[bytes]) -> None:
+    """The figure as SVG without a date or a version in it; within `styled`."""
+    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+
+
+def contrast(one: Colour, other: Colour) -> float:
+    """Between 1 and 21 (WCAG 2.2, "contrast ratio")."""
+    dark, light = sorted((_luminance(one), _luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def ink(ground: Colour) -> str:
+    """Black or white, whichever is read better: one of them always has a contrast of 4.5 at least."""
+    return max(("white", "black"), key=lambda colour: contrast(colour, ground))
+
+
+def _luminance(colour: Colour) -> float:
+    from matplotlib.colors import to_rgb
+
+    parts = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour))
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
 
 
 def format_number(value: float, format: str) -> str:
@@ -215,19 +242,28 @@ def short(value: float, digits: int = 4) -> str:
 
 def _line(axes: Axes, line: Line, name: str, band: bool) -> None:
     colour, marker, dashes = (kinds[line.style % len(kinds)] for kinds in (COLOURS, MARKERS, DASHES))
-    for mark in line.marks:
+    starts = {0, *line.breaks}
+    for number, mark in enumerate(line.marks):
         if len(mark.seeds) > 1:
             dots: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 4, "markeredgewidth": 0}
             label = f"_{name}: seeds of {mark.name}"
             axes.plot(*zip(*mark.seeds.values(), strict=True), color=colour, alpha=0.6, label=label, **dots)
-        bars: dict[str, Any] = {"xerr": _bar(mark.x), "yerr": None if band else _bar(mark.y)}
+        alone = number in starts and number + 1 in {*starts, len(line.marks)}  # where a band has no width
+        bars: dict[str, Any] = {"xerr": _bar(mark.x), "yerr": _bar(mark.y) if alone or not band else None}
         if any(bar is not None for bar in bars.values()):
             axes.errorbar(
                 mark.x.mean, mark.y.mean, **bars, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5
             )
-    xs, ys = [mark.x.mean for mark in line.marks], [mark.y.mean for mark in line.marks]
+    gaps = list(line.breaks)  # nan is where nothing is drawn
+    xs, ys, half = (
+        np.insert(np.array(values, dtype=np.float64), gaps, np.nan)
+        for values in (
+            [mark.x.mean for mark in line.marks],
+            [mark.y.mean for mark in line.marks],
+            [mark.y.half_width for mark in line.marks],  # nan for one seed, and so no area
+        )
+    )
     if band:
-        half = np.array([mark.y.half_width for mark in line.marks])  # nan for one seed, and so no area
         axes.fill_between(
             xs, ys - half, ys + half, color=colour, alpha=0.15, linewidth=0, label=f"_{name}: band"
         )

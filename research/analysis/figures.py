@@ -1,7 +1,8 @@
 """A figure is a function of rows, as a table is: what it shows is declared, what is missing is named below it.
 
 A spec says which values of the rows go where, `draw` reads them and `research.analysis.drawing` draws them. Every
-mean has its 95 % t interval over seeds, and an arm looks the same in all figures of a study that show arms.
+mean has its 95 % t interval over seeds. An arm looks the same in all figures of a study, and a line of several arms
+looks as its first one or, in a `Response`, as the arm whose name it has.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import abc
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from research.analysis import drawing, readings, results, tables
+from research.analysis import drawing, marking, readings, results, tables
 from research.analysis.drawing import Axis, Grid, Line, Mark
 from research.analysis.drawing import save as save
-from research.analysis.readings import Cells, FigureError, Seeds
+from research.analysis.readings import Cells, FigureError
 from research.analysis.results import Row
-from research.analysis.statistics import Estimate, mean_interval
+from research.analysis.statistics import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,7 +127,7 @@ class Lines(Spec):
         return {}
 
     def _said(self, mark: Mark) -> str:
-        return f"{_text(mark.y)} at {mark.name}"
+        return f"{marking.text(mark.y)} at {mark.name}"
 
     def _figure(self, cells: Cells, arms: Sequence[str]) -> Figure:
         content, (x, y) = self._content(cells, arms), self._labels()
@@ -159,7 +160,7 @@ class Lines(Spec):
         content, (x, y) = self._content(cells, arms), self._labels()
         yield f"{y} against {x}"
         for line in content.lines:
-            said = "; ".join(map(self._said, _telling(line.marks))) or "missing"
+            said = "; ".join(map(self._said, marking.telling(line.marks))) or "missing"
             alone = [mark.name for mark in line.marks] == [line.name]
             yield said if alone else f"{line.name}: {said}"
         yield from content.missing
@@ -182,19 +183,17 @@ class Frontier(Lines):
         return self.x_label or _label(self.x), self.y_label or _label(self.y)
 
     def _said(self, mark: Mark) -> str:
-        return f"{mark.name} {_text(mark.y)} at {_text(mark.x)}"
+        return f"{mark.name} {marking.text(mark.y)} at {marking.text(mark.x)}"
 
     def _content(self, cells: Cells, arms: Sequence[str]) -> Content:
         for arm in (arm for joined in self.lines.values() for arm in joined):
             self._check_known(arm, cells.arms)
         xs, ys = cells.numbers(self.x), cells.numbers(self.y)
-        marks = {arm: _mark(arm, xs[arm].get((), {}), ys[arm].get((), {})) for arm in cells.arms}
+        marks = {arm: marking.point(arm, xs[arm].get((), {}), ys[arm].get((), {})) for arm in cells.arms}
         named = {f"{name}: {', '.join(joined)}": joined for name, joined in self.lines.items()}
         alone = [arm for arm in cells.arms if not any(arm in joined for joined in self.lines.values())]
         drawn = [
-            self._line(
-                Line(name=name, style=arms.index(joined[0]), marks=_found(marks[arm] for arm in joined))
-            )
+            self._line(marking.joined(name, arms.index(joined[0]), (marks[arm] for arm in joined)))
             for name, joined in (named | {arm: (arm,) for arm in alone}).items()
         ]
         counts = {arm: 0 if mark is None else len(mark.seeds) for arm, mark in marks.items()}
@@ -224,7 +223,7 @@ class Scaling(Frontier):
 
     def _line(self, line: Line) -> Line:
         marks = tuple(sorted(line.marks, key=lambda mark: mark.x.mean))
-        line = dataclasses.replace(line, marks=marks)
+        line = dataclasses.replace(line, marks=marks, breaks=())
         common = sorted(set.intersection(*(set(mark.seeds) for mark in marks))) if marks else []
         points = np.array([[mark.seeds[seed] for mark in marks] for seed in common])  # [seed size 2]
         if len(marks) < 3 or not common or points.min() <= 0:
@@ -235,7 +234,7 @@ class Scaling(Frontier):
         values = np.exp(offset) * sizes**exponent.mean
         return dataclasses.replace(
             line,
-            name=f"{line.name}; exponent {_text(exponent)}",
+            name=f"{line.name}; exponent {marking.text(exponent)}",
             trend=tuple(zip(sizes.tolist(), values.tolist(), strict=True)),
         )
 
@@ -264,12 +263,14 @@ class Curves(Lines):
 
     def _content(self, cells: Cells, arms: Sequence[str]) -> Content:
         series = cells.numbers(self.metric, depth=1)
-        places, named = _places(label for by_label in series.values() for (label,) in by_label)
+        places, named = readings.places(label for by_label in series.values() for (label,) in by_label)
         drawn, counts = [], {}
         for arm in cells.arms:
-            by_label = {label: series[arm][label,] for label in places if (label,) in series[arm]}
-            marks = (_mark(label, dict.fromkeys(ys, places[label]), ys) for label, ys in by_label.items())
-            drawn.append(Line(name=arm, style=arms.index(arm), marks=_found(marks)))
+            by_label = {label: series[arm].get((label,), {}) for label in places}
+            marks = (
+                marking.point(label, dict.fromkeys(ys, places[label]), ys) for label, ys in by_label.items()
+            )
+            drawn.append(marking.joined(arm, arms.index(arm), marks))
             counts[arm] = len({seed for ys in by_label.values() for seed in ys})
             counts |= {
                 f"{arm} at {label}": len(ys) for label, ys in by_label.items() if len(ys) < counts[arm]
@@ -283,7 +284,8 @@ class Response(Lines):
     """A measure against the value of a gin binding over a sweep, one line for what the sweep left alone.
 
     An arm of a sweep is called `arm@name=value,...`. The value is read from the row's own config, so that the arm
-    without a sweep is on the curve as well. Arms that differ in other bindings are lines of their own.
+    without a sweep is on the curve as well. Arms that differ in other bindings are lines of their own. A line looks as
+    the arm whose name it has or, where there is none, as the first of its arms.
 
     Attributes:
       binding: such as "AdamW.learning_rate".
@@ -298,17 +300,21 @@ class Response(Lines):
 
     def _content(self, cells: Cells, arms: Sequence[str]) -> Content:
         values, found = cells.bound(self.binding), cells.numbers(self.metric)
-        places, named = _places(values.values())
-        lines: dict[str, list[Mark | None]] = {}
+        places, named = readings.places(values.values())
+        lines: dict[str, list[str]] = {}
         for arm in cells.arms:
-            ys = found[arm].get((), {}) if arm in values else {}
-            marks = lines.setdefault(readings.without(arm, self.binding), [])
-            value = values.get(arm, "")
-            marks.append(_mark(value, dict.fromkeys(ys, places.get(value, 0)), ys))
-        drawn = [
-            Line(name=name, style=style, marks=tuple(sorted(_found(marks), key=lambda mark: mark.x.mean)))
-            for style, (name, marks) in enumerate(lines.items())
-        ]
+            lines.setdefault(readings.without(arm, self.binding), []).append(arm)
+
+        def line(name: str, members: Sequence[str]) -> Line:
+            bound = sorted((arm for arm in members if arm in values), key=lambda arm: places[values[arm]])
+            ys = {arm: found[arm].get((), {}) for arm in bound}
+            marks = (
+                marking.point(values[arm], dict.fromkeys(ys[arm], places[values[arm]]), ys[arm])
+                for arm in bound
+            )
+            return marking.joined(name, arms.index(name if name in members else members[0]), marks)
+
+        drawn = [line(name, members) for name, members in lines.items()]
         missing = cells.missing({arm: len(found[arm].get((), {})) for arm in cells.arms})
         if unbound := sorted({row.arm for row in cells.rows} - values.keys()):
             missing.append(f"without {self.binding}: {', '.join(unbound)}")
@@ -351,7 +357,8 @@ class HeatMap(Spec):
     def _figure(self, cells: Cells, arms: Sequence[str]) -> Figure:
         grids, missing = self._content(cells)
         rows, columns = (
-            list(_places(labels[axis] for grid in grids for labels in grid.values)[0]) for axis in (0, 1)
+            list(readings.places(labels[axis] for grid in grids for labels in grid.values)[0])
+            for axis in (0, 1)
         )
         return drawing.grids(
             grids,
@@ -377,43 +384,5 @@ class HeatMap(Spec):
         yield from missing
 
 
-def _mark(name: str, xs: Seeds, ys: Seeds) -> Mark | None:
-    """The point of the seeds that have both; None if there is none."""
-    seeds = {seed: (xs[seed], ys[seed]) for seed in sorted(xs.keys() & ys.keys())}
-    if not seeds:
-        return None
-    x, y = (mean_interval(values) for values in zip(*seeds.values(), strict=True))
-    return Mark(name=name, x=x, y=y, seeds=seeds)
-
-
-def _found(marks: Iterable[Mark | None]) -> tuple[Mark, ...]:
-    return tuple(mark for mark in marks if mark is not None)
-
-
-def _places(labels: Iterable[str]) -> tuple[dict[str, float], bool]:
-    """Where labels stand, in order: at their numbers or, if one is no number, one after the other (True)."""
-    labels = list(dict.fromkeys(labels))
-    try:
-        return dict(sorted(((label, float(label)) for label in labels), key=lambda item: item[1])), False
-    except ValueError:
-        return {label: float(place) for place, label in enumerate(labels)}, True
-
-
-def _telling(marks: Sequence[Mark]) -> list[Mark]:
-    """All marks if they are few, otherwise the first, the lowest, the highest and the last."""
-    if len(marks) <= 6:
-        return list(marks)
-    low, high = (choose(range(len(marks)), key=lambda i: marks[i].y.mean) for choose in (min, max))
-    return [marks[i] for i in sorted({0, low, high, len(marks) - 1})]
-
-
 def _label(path: str) -> str:
-    """The label of a table's column of that path, or its words."""
-    known = {measure.path: measure.label for measure in tables.MEASURES.values()}
-    return known.get(path) or " ".join(path.split(".")[1:] or [path]).replace("_", " ")
-
-
-def _text(estimate: Estimate) -> str:
-    """The mean, ± the half width of its interval where there is one."""
-    text = drawing.short(estimate.mean)
-    return f"{text} ± {drawing.short(estimate.half_width, digits=2)}" if estimate.half_width > 0 else text
+    return tables.measure(path).label

@@ -100,9 +100,8 @@ def picture(figure: Figure, *, caption: str, alt: str) -> Picture:
     import matplotlib
 
     file = io.BytesIO()
-    unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with drawing.styled(), matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text: smaller
-        figure.savefig(file, format="svg", metadata=unsaid)
+        drawing.write_svg(figure, file)
     width, height = (round(inches * PER_INCH) for inches in figure.get_size_inches())
     return Picture(caption=caption, alt=alt, svg=file.getvalue(), width=width, height=height)
 
@@ -128,8 +127,3 @@ def items(texts: Iterable[str]) -> str:
 def link(place: str, text: str) -> str:
     """A link to an id of the page."""
     return f'<a href="#{place}">{escape(text)}</a>'
-
-
-def counted(number: int, what: str) -> str:
-    """Such as "1 run" and "2 runs"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -14,10 +14,10 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from research.analysis import arms, claim_cards, curves, tables, verdicts
+from research.analysis import arms, claim_cards, curves, verdicts
 from research.analysis.conclusions import Judged
-from research.analysis.fragments import Picture, Section, Tabled, counted, items, link, scrolled
-from research.analysis.tables import Cell, Column, Measure
+from research.analysis.fragments import Picture, Run, Section, Tabled, items, link, scrolled
+from research.analysis.rendering import Cell, Measure, counted
 
 
 def page(sections: Sequence[Section], judged: Sequence[Judged] = (), *, title: str) -> str:
@@ -59,14 +59,13 @@ def table(section: Section, shown: Tabled) -> str:
         name = link(section.place("arm", line.arm), line.arm) if line.found else escape(line.arm)
         cells = []
         for index, cell in enumerate(line.cells):
-            if columns[index].name == "difference":  # of what stands before it
-                values = _numbers(section, line.arm, columns[index - 1])
-                theirs = _numbers(section, shown.baselines.get(line.arm, ""), columns[index - 1])
+            differs = columns[index].name == "difference"  # of what stands before it
+            measure = columns[index - differs].measure
+            values = {} if measure is None else _numbers(section, line.arm, measure)
+            if differs and measure is not None:
+                theirs = _numbers(section, shown.baselines.get(line.arm, ""), measure)
                 values = {seed: value - theirs[seed] for seed, value in values.items() if seed in theirs}
-                cells.append(_cell(section, line.arm, columns[index - 1], cell, values))
-            else:
-                values = _numbers(section, line.arm, columns[index])
-                cells.append(_cell(section, line.arm, columns[index], cell, values))
+            cells.append(_cell(section, line.arm, measure, cell, values))
         body.append(
             f'<tr><th scope="row" data-value="{escape(line.arm)}">{name}</th>'
             f'<td data-value="{line.found}">{escape(line.seeds)}</td>{"".join(cells)}</tr>\n'
@@ -83,11 +82,15 @@ def table(section: Section, shown: Tabled) -> str:
     )
 
 
-def _cell(section: Section, arm: str, column: Column, cell: Cell, values: Mapping[int, float]) -> str:
+def _cell(
+    section: Section, arm: str, measure: Measure | None, cell: Cell, values: Mapping[int, float]
+) -> str:
     """A number opens to its interval and to the `values` that it is the mean of, each with a link to its run."""
     if cell.estimate is None:
         return f"<td>{escape(cell.text)}</td>"
-    mean, half, measure = cell.estimate.mean, cell.estimate.half_width, _measure(column)
+    mean, half, n = cell.estimate.mean, cell.estimate.half_width, cell.estimate.n
+    if measure is None or not values:
+        return f'<td data-value="{mean!r}">{escape(cell.text)}</td>'
 
     def text(value: float) -> str:
         return escape(f"{value / measure.size:z{measure.format}}{measure.unit}")
@@ -97,43 +100,51 @@ def _cell(section: Section, arm: str, column: Column, cell: Cell, values: Mappin
         for run in section.of(arm)
         if run.row.seed in values
     ]
-    if not seeds:
-        return f'<td data-value="{mean!r}">{escape(cell.text)}</td>'
-    interval = f"<li>{text(mean - half)} to {text(mean + half)}" if math.isfinite(half) else ""
+    interval = (
+        f"<li>95 % interval over {n} seeds: {text(mean - half)} to {text(mean + half)}"
+        if math.isfinite(half)
+        else ""
+    )
     return (
         f'<td data-value="{mean!r}"><details><summary>{escape(cell.text)}</summary>'
         f"<ul>{''.join(seeds)}{interval}</ul></details></td>"
     )
 
 
-def _measure(column: Column) -> Measure:
-    """What a column shows: a name or, of other numbers, their path."""
-    return tables.MEASURES.get(column.name) or Measure(path=column.name, label=column.label)
-
-
-def _numbers(section: Section, arm: str, column: Column) -> dict[int, float]:
-    """What the runs of an arm have for a column, by seed."""
+def _numbers(section: Section, arm: str, measure: Measure) -> dict[int, float]:
+    """What the runs of an arm have measured, by seed."""
     found = {}
     for run in section.of(arm):
         with contextlib.suppress(KeyError):
-            found[run.row.seed] = run.row.value(_measure(column).path)
-    return {seed: value for seed, value in found.items() if value is not None}
+            found[run.row.seed] = run.row.value(measure.path)
+    return {seed: value for seed, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def learning_curves(section: Section) -> str:
     """A chart for arms that are compared with each other: the loss in training, the mean over the seeds of an arm."""
     charts = []
     for together, members in section.compared.items():
-        lines = []
-        for colour, arm in enumerate(members):
-            logs = [curves.points(run.log, "loss") for run in section.of(arm) if run.log]
-            label = f"{arm} ({counted(len(logs), 'seed')})"
-            lines.append(curves.Line(label=label, points=curves.mean(logs), colour=colour))
+        lines = [_mean_curve(arm, section.of(arm), colour) for colour, arm in enumerate(members)]
         place = section.place("curves", together)
         charts.append(
             curves.chart(lines, place=place, title=f"{together}: mean over seeds", of="training loss (nats)")
         )
     return "".join(charts)
+
+
+def _mean_curve(arm: str, runs: Sequence[Run], colour: int) -> curves.Line:
+    """The mean of all runs that have a curve, as far as all of them go; the label says so where one stopped early."""
+    logs = {run.row.seed: curves.points(run.log, "loss") for run in runs}
+    logs = {seed: points for seed, points in logs.items() if points}
+    mean = curves.mean(list(logs.values()))
+    said = counted(len(logs), "seed")
+    if len(logs) < len(runs):
+        said = f"{len(logs)} of {counted(len(runs), 'seed')}"
+    last = max((points[-1][0] for points in logs.values()), default=0)
+    if stopped := [str(seed) for seed, points in logs.items() if points[-1][0] < last]:
+        end = f"{mean[-1][0]:g}" if mean else "0"
+        said += f"; to step {end}, the last that all have, of {last:g}: {', '.join(stopped)} stopped early"
+    return curves.Line(label=f"{arm} ({said})", points=mean, colour=colour)
 
 
 def pictures(section: Section, drawn: Iterable[Picture], seen: dict[Any, str]) -> str:

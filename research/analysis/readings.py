@@ -98,6 +98,15 @@ def meant(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def places(labels: Iterable[str]) -> tuple[dict[str, float], bool]:
+    """Where labels stand, in order: at their numbers or, if one is no number, one after the other (True)."""
+    labels = list(dict.fromkeys(labels))
+    try:
+        return dict(sorted(((label, float(label)) for label in labels), key=lambda item: item[1])), False
+    except ValueError:
+        return {label: float(place) for place, label in enumerate(labels)}, True
+
+
 def without(arm: str, binding: str) -> str:
     """The name of an arm of a sweep, `arm@name=value,...`, without the part that is the binding's."""
     base, _, point = arm.partition("@")

@@ -1,7 +1,9 @@
 """Percentile bootstraps: over seeds and examples, and over the runs of many tasks.
 
 They say how far a mean over runs *and* examples can be trusted, or an aggregate over tasks that has no t interval.
-With few runs they are too narrow (5 seeds cover 0.84 where they say 0.95), so a verdict never rests on them. Every
+With few runs they are too narrow (the mean of 5 normal values is covered by 0.839 of intervals that say 0.95), so a
+verdict never rests on them. `research.analysis.aggregate` makes tables of those over tasks. Those over examples are
+for scores that are not in rows, such as samples that a person judged; docs/studies.md shows how. Every
 function is a function of its arguments: the same `seed` gives the same interval, in whatever order runs are given.
 """
 

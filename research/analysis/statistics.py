@@ -1,8 +1,9 @@
 """What seeds say: intervals, tests of one contrast, corrections for many, and ranks of what may not be reached.
 
 Seeds are paired across arms: same initial seed, same data order. Two arms are mappings from seed to value, and only
-the seeds that both have are compared. Student's t throughout, because a percentile bootstrap of 5 seeds covers 0.84
-where it says 0.95; the bootstraps are in `research.analysis.resampling`.
+the seeds that both have are compared. Student's t throughout, because the percentile bootstrap of a mean of 5 normal
+values covers 0.839 where it says 0.95 (all 3125 resamples listed, 100,000 studies, standard error 0.001); the
+bootstraps are in `research.analysis.resampling`.
 """
 
 import dataclasses
@@ -75,10 +76,12 @@ class Equivalence:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CensoredSummary:
-    """Values of which some were not reached: the median (inf where half or more were not), the share that was."""
+    """Values of which some were not reached: the median (inf where half or more were not), how many were, and of
+    how many.
+    """
 
     median: float
-    reached: float
+    reached: int
     n: int
 
 
@@ -94,7 +97,7 @@ class RankTest:
 
 
 def mean_interval(values: Iterable[float], level: float = 0.95) -> Estimate:
-    """The mean of independent values with its two-sided t interval; ValueError if there is none."""
+    """The mean of independent values with its two-sided t interval; ValueError if none, or one that is not finite."""
     mean, deviation, n = _moments(values)
     _require_level(level)
     return Estimate(mean=mean, half_width=_quantile(level, n) * deviation / math.sqrt(n), n=n)
@@ -103,7 +106,7 @@ def mean_interval(values: Iterable[float], level: float = 0.95) -> Estimate:
 def prediction_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float]:
     """Where one new run of an arm falls with this probability, if runs are normal; nan for one value.
 
-    mean ± t(n - 1) * deviation * sqrt(1 + 1 / n); ValueError if there is no value.
+    mean ± t(n - 1) * deviation * sqrt(1 + 1 / n); ValueError if there is no value or one is not finite.
     """
     mean, deviation, n = _moments(values)
     _require_level(level)
@@ -218,7 +221,7 @@ def benjamini_hochberg(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def censored_summary(values: Iterable[float | None]) -> CensoredSummary:
-    """The median and the share that was reached, of values such as steps to a threshold; None or inf: not reached.
+    """The median and how many were reached, of values such as steps to a threshold; None or inf: not reached.
 
     Raises:
       ValueError: no value, or nan.
@@ -226,7 +229,7 @@ def censored_summary(values: Iterable[float | None]) -> CensoredSummary:
     ordered = sorted(_censored(values))
     n = len(ordered)
     median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-    return CensoredSummary(median=median, reached=sum(map(math.isfinite, ordered)) / n, n=n)
+    return CensoredSummary(median=median, reached=sum(map(math.isfinite, ordered)), n=n)
 
 
 def rank_test(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> RankTest:
@@ -264,6 +267,11 @@ def rank_test(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> R
     return RankTest(superiority=float(superiority), p=min(1.0, 2 * float(tail)))
 
 
+def p_text(p: float) -> str:
+    """A p value as it is printed."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _differences(a: Mapping[int, float], b: Mapping[int, float]) -> dict[int, float]:
     common = sorted(a.keys() & b.keys())
     if not common:
@@ -288,6 +296,11 @@ def _moments(values: Iterable[float]) -> tuple[float, float, int]:
     n = len(values)
     if n == 0:
         raise ValueError("values: found none, expected at least one to take a mean of")
+    if strange := [value for value in values if not math.isfinite(value)]:
+        raise ValueError(
+            f"values: found {strange[0]} among {n}, expected finite numbers; leave out what was not measured, or "
+            "compare ranks"
+        )
     if n == 1:
         return values[0], math.nan, 1
     if min(values) == max(values):

@@ -4,13 +4,15 @@ A sweep explores. Its p values are adjusted over all differences of the table af
 "Controlling the False Discovery Rate", and no verdict rests on them.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
-from research.analysis import readings, results, statistics, tables
+from research.analysis import readings, rendering, results, statistics, tables
+from research.analysis.rendering import Cell, Column
 from research.analysis.results import Row
 from research.analysis.statistics import Comparison, Estimate
-from research.analysis.tables import Cell, Column, Measure, TableError
+from research.analysis.tables import TableError
 
 _ADDED = (
     Column(name="difference", label="difference to the baseline"),
@@ -28,7 +30,7 @@ def sweep_table(
       rows: of the study.
       arms: names as `experiments.sweeps.Sweep.expanded` has them, `arm@point`, in the order of the lines.
       seeds: those declared.
-      metric: a column of `tables.build`.
+      metric: a column of `tables.build`: a name in `tables.MEASURES`, or a path such as metrics.positions.loss.first_4.
       baseline: the name of a point that every arm has, such as "learning_rate=0.003"; "" for the arm without a sweep.
 
     Raises:
@@ -42,15 +44,16 @@ def sweep_table(
             )
     rows = results.select(rows, arms, seeds)
     plain = tables.build(rows, arms=arms, seeds=seeds, columns=(metric,))
-    measure = tables.MEASURES.get(metric) or Measure(path=metric, label=metric)
-    cells = readings.Cells(every=rows, rows=rows, arms=tuple(arms), seeds=tuple(seeds))
-    values = (
-        {arm: by_label.get((), {}) for arm, by_label in cells.numbers(measure.path).items()} if rows else {}
-    )
+    measure = tables.measure(metric)
+    if measure.censored:
+        raise TableError(
+            f"metric {metric!r} of a sweep: a median, expected what has a mean; change the study's columns"
+        )
+    values = {arm: tables.values([row for row in rows if row.arm == arm], rows, measure) for arm in arms}
     compared = {
         arm: statistics.paired_test(values[arm], values[other])
         for arm, other in baselines.items()
-        if arm != other and values.get(arm, {}).keys() & values.get(other, {}).keys()
+        if arm != other and values[arm].keys() & values[other].keys()
     }
     # What is not run yet is of the family, which was declared with it.
     family = {arm: compared[arm].p if arm in compared else math.nan for arm in arms if arm != baselines[arm]}
@@ -60,16 +63,14 @@ def sweep_table(
         if line.arm in compared:
             found = compared[line.arm]
             added = (
-                _difference(found, measure, line.found),
+                rendering.cell(measure, found.estimate, line.found, sign="+"),
                 _p(found.p, found),
                 _p(adjusted[line.arm], found),
             )
         else:
             is_baseline = line.arm == baselines[line.arm]
             added = (Cell(text="baseline" if is_baseline else "n/a"), Cell(text=""), Cell(text=""))
-        lines.append(
-            tables.Line(arm=line.arm, found=line.found, declared=line.declared, cells=line.cells + added)
-        )
+        lines.append(dataclasses.replace(line, cells=line.cells + added))
     note = (
         f"Differences are to {baseline or 'the arm as it is'} of the same arm, paired by seed, with p of the paired t "
         f"test, adjusted over {len(family)} differences after Benjamini and Hochberg; a sweep explores, and no "
@@ -84,17 +85,7 @@ def _at(arm: str, point: str) -> str:
     return f"{base}@{point}" if point else base
 
 
-def _difference(found: Comparison, measure: Measure, rows: int) -> Cell:
-    estimate = found.estimate
-    text = f"{estimate.mean / measure.size:+z{measure.format}}"
-    if estimate.half_width > 0:
-        text += f" ± {estimate.half_width / measure.size:{measure.format}}"
-    few = "" if estimate.n == rows else f" (n={estimate.n})"
-    return Cell(text=f"{text}{measure.unit}{few}", estimate=estimate)
-
-
 def _p(p: float, found: Comparison) -> Cell:
     if math.isnan(p):
         return Cell(text="n/a")
-    text = "<0.0001" if p < 1e-4 else f"{p:.4f}"
-    return Cell(text=text, estimate=Estimate(mean=p, half_width=math.nan, n=found.estimate.n))
+    return Cell(text=statistics.p_text(p), estimate=Estimate(mean=p, half_width=math.nan, n=found.estimate.n))

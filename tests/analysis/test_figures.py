@@ -4,10 +4,11 @@ import dataclasses
 import math
 
 import matplotlib
-import matplotlib.colors
 import matplotlib.text
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from experiments import configs
 from research.analysis import drawing, figures, tables
@@ -178,8 +179,35 @@ def test_series_with_different_labels_are_each_drawn_as_far_as_they_go():
     ]
     figure = Curves(name="c", title="t", metric="metrics.loss").draw(found, ("causal", "prefix"))
     assert lines(figure)["causal"] == [[64, 2], [128, 2]]
-    assert lines(figure)["prefix"] == [[64, 5], [512, 6]]
-    assert "missing: causal at 128 (1/2 seeds)" in note(figure)
+    assert [x for x, _ in lines(figure)["prefix"]] == pytest.approx([64, math.nan, 512], nan_ok=True)
+    assert "missing: causal at 128 (1/2 seeds), causal at 512 (0/2 seeds), prefix at 128 (0/2 seeds)" in note(
+        figure
+    )
+
+
+def test_a_line_breaks_where_an_arm_lacks_a_label_and_a_point_alone_keeps_its_interval():
+    def series(i, *labels):
+        return {"loss": {label: i + int(label) / 64 for label in labels}}
+
+    labels = ("64", "128", "256", "512", "1024")
+    found = [row("a", seed, series(seed**2, *labels)) for seed in (0, 1)]
+    found += [row("b", seed, series(seed**2, "128", "512", "1024")) for seed in (0, 1)]
+    figure = Curves(name="c", title="t", metric="metrics.loss").draw(found, ("a", "b"))
+    assert [y for _, y in lines(figure)["b"]] == pytest.approx([2.5, math.nan, 8.5, 16.5], nan_ok=True)
+    assert len(lines(figure)["a"]) == 5
+    assert "missing: b at 64 (0/2 seeds), b at 256 (0/2 seeds)" in note(figure)
+    half = mean_interval([2, 3]).half_width
+    assert bars(figure) == [pytest.approx((2.5 - half, 2.5 + half))]  # at 128, where a band has no width
+
+
+def test_a_response_breaks_at_a_value_that_was_not_measured():
+    def swept(rate, metrics):
+        config = f"optimizers.AdamW.learning_rate = {rate}\n"
+        return row(f"a@learning_rate={rate}", 0, metrics, config=config)
+
+    found = [swept(0.01, {"loss": 3.0}), swept(0.003, {"other": 1.0}), swept(0.001, {"loss": 1.0})]
+    figure = RESPONSE.draw(found, [one.arm for one in found])
+    assert [y for _, y in lines(figure)["a"]] == pytest.approx([1, math.nan, 3], nan_ok=True)
 
 
 @each_spec
@@ -209,16 +237,46 @@ def test_an_arm_looks_the_same_in_every_figure():
     assert len(set(colours)) == 1
 
 
+def test_an_arm_looks_the_same_in_a_response():
+    found = [
+        *rows(),
+        row("encoder@learning_rate=0.1", 0, {"loss": 1.0}, config="optimizers.AdamW.learning_rate = 0.1\n"),
+    ]
+    arms = (*ARMS, found[-1].arm)
+    looks = []
+    for spec in (FRONTIER, dataclasses.replace(RESPONSE, arms=("encoder@learning_rate=0.1", "encoder"))):
+        drawn = {line.get_label(): line for line in spec.draw(found, arms).axes[0].get_lines()}
+        looks.append((drawn["encoder"].get_color(), drawn["encoder"].get_marker()))
+    assert looks[0] == looks[1]
+
+
 def test_looks_can_be_told_apart_and_seen_on_white():
     looks = {(drawing.COLOURS[i % 7], drawing.MARKERS[i % 8]) for i in range(56)}
     assert len(drawing.COLOURS) == 7
     assert len(looks) == 56
     for colour in drawing.COLOURS:
-        red, green, blue = (
-            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
-            for c in matplotlib.colors.to_rgb(colour)
-        )
-        assert 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05) > 2  # WCAG 2 contrast
+        assert drawing.contrast(colour, "white") >= 3
+
+
+def test_contrast_by_hand():
+    assert drawing.contrast("black", "white") == pytest.approx(21)
+    assert drawing.contrast("white", "#767676") == pytest.approx(4.54, abs=0.005)  # WCAG's own example
+    assert drawing.contrast("#767676", "white") == drawing.contrast("white", "#767676")
+
+
+@pytest.mark.parametrize("values", [range(256), (3,)], ids=["all", "equal"])
+def test_every_number_of_a_heat_map_can_be_read(values):
+    grid = {str(i): {"0": i} for i in values}
+    panel = HEAT.draw([row("a", 0, {"passkey": grid})], ("a",)).axes[0]
+    assert len(panel.texts) == len(values)
+    for text, (value,) in zip(panel.texts, panel.images[0].get_array(), strict=True):
+        ground = panel.images[0].to_rgba(float(value))[:3]
+        assert drawing.contrast(text.get_color(), ground) >= 4.5
+
+
+@given(st.tuples(*[st.floats(0, 1)] * 3))
+def test_ink_is_read_on_any_ground(ground):
+    assert drawing.contrast(drawing.ink(ground), ground) >= 4.5
 
 
 @each_spec

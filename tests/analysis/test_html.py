@@ -8,12 +8,15 @@ from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from research.analysis import curves, fragments, html, tables
+from research.analysis import curves, drawing, fragments, html, tables
 from research.analysis.claims import Claim, Gate, Published, SubClaim
 from research.analysis.conclusions import Judged
 from research.analysis.fragments import Run, Section, Tabled
+from research.analysis.rendering import Cell, Column, Table
 from research.analysis.results import Row
 from research.analysis.rules import Contrast, Measured, Verdict
 from research.analysis.statistics import Estimate
@@ -150,7 +153,7 @@ def test_a_number_opens_to_the_seeds_that_it_is_the_mean_of():
     ]
     assert re.findall(r">(seed \d)</a>: (.*?)<", loss) == [("seed 0", "2.0000"), ("seed 1", "2.2000")]
     assert re.findall(r">(seed \d)</a>: (.*?)<", difference) == [("seed 0", "-0.1000"), ("seed 1", "-0.2000")]
-    assert "0.8294 to 3.3706" in loss  # 2.1 -+ 1.2706
+    assert "95 % interval over 2 seeds: 0.8294 to 3.3706" in loss  # 2.1 -+ 1.2706
 
 
 def test_a_difference_is_of_the_column_before_it_and_a_path_is_a_column():
@@ -158,18 +161,18 @@ def test_a_difference_is_of_the_column_before_it_and_a_path_is_a_column():
     arms = [one.arm for one in rows]
     column = "metrics.long_context.loss.64"
     plain = tables.build(rows, arms=arms, seeds=(0,), columns=(column, "loss"))
-    difference = tables.Column(name="difference", label="difference")
+    difference = Column(name="difference", label="difference")
     lines = [
         dataclasses.replace(
             line,
             cells=(
                 *line.cells,
-                tables.Cell(text="+1", estimate=Estimate(mean=1.0, half_width=math.nan, n=1)),
+                Cell(text="+1", estimate=Estimate(mean=1.0, half_width=math.nan, n=1)),
             ),
         )
         for line in plain.lines
     ]
-    table = tables.Table(columns=(*plain.columns, difference), lines=tuple(lines), notes=())
+    table = Table(columns=(*plain.columns, difference), lines=tuple(lines), notes=())
     shown = Tabled(title="sweep", table=table, baselines=dict.fromkeys(arms[1:], "causal"))
     text = page(dataclasses.replace(section(rows, baseline=None), tables=(shown,)))
     assert re.findall(r">seed 0</a>: (.*?)<", text) == [
@@ -352,6 +355,34 @@ def test_curves_have_words():
     assert "causal (2 seeds): 4.9 at step 10" in text
 
 
+def test_an_arm_without_a_log_stays_in_the_key():
+    runs = [Run(row=one, log=LOG if one.arm == "causal" and one.seed == 0 else ()) for one in ROWS]
+    words = " ".join(Page(page(section(runs=runs))).text.split())
+    assert "causal (1 of 2 seeds)" in words
+    assert "prefix (0 of 2 seeds): no curve here" in words
+    assert "seed 1, training: no curve here" in words
+    assert "validation: no curve here" not in words  # which no run has
+    assert "no curve here" not in page()  # where there is no chart at all
+
+
+def test_a_run_that_stopped_early_is_said_where_it_ends_the_mean():
+    runs = [Run(row=one, log=LOG[:6] if one.seed else LOG) for one in ROWS[:2]]
+    words = " ".join(Page(page(section(ROWS[:2], runs=runs))).text.split())
+    said = "causal (2 seeds; to step 60, the last that all have, of 100: 1 stopped early)"
+    assert f"{said}: 4.9 at step 10, 4.4 at step 60" in words
+    empty = [Run(row=ROWS[0], log=LOG), Run(row=ROWS[1], log=({"step": 1, "note": "x"},))]
+    assert "causal (1 of 2 seeds): 4.9 at step 10, 4 at step 100" in page(section(ROWS[:2], runs=empty))
+
+
+def test_lines_stand_out_from_the_page_in_both_schemes():
+    style = re.search(r"<style>(.*?)</style>", page(), re.DOTALL)[1]
+    schemes = re.findall(r"--ground: (#\w{6}).*?((?:--c\d: #\w{6}[;\s]*){8})", style, re.DOTALL)
+    assert len(schemes) == 2
+    for ground, colours in schemes:
+        for colour in re.findall(r"#\w{6}", colours):
+            assert drawing.contrast(colour, ground) >= 3
+
+
 def test_a_log_is_read_by_name():
     log = [
         {"step": 1, "loss": 3.0, "gradient_norm": 1.0},
@@ -392,3 +423,21 @@ def test_thinning_keeps_the_ends_and_every_spike():
 def test_an_axis_holds_the_values_between_round_numbers(values, expected):
     low, high = curves.axis(values)
     assert (low, high) == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=3))
+@example([1.19, 5.09])
+@example([1.0, 1.0 + 2**-52])
+@example([0.0, 5e-324])
+@example([2.4e158, -2e-166])
+@example([1e16, 1e16 + 2])
+def test_an_axis_holds_any_values_and_is_not_longer_than_it_has_to_be(values):
+    low, high = curves.axis(values)
+    assert low <= min(values) <= max(values) <= high
+    assert low < high
+    span = max(values) - min(values)
+    if span > 1e-9 * max(map(abs, values)) and span > 1e-300:
+        assert high - low <= 2.4 * span
+        step = float(f"{(high - low) / 4:.2g}")  # of two digits, and the quarters are multiples of it
+        assert (high - low) / 4 == pytest.approx(step)
+        assert low / step == pytest.approx(round(low / step), abs=1e-6 * max(1, abs(low / step)))

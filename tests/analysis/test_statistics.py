@@ -18,6 +18,7 @@ from research.analysis.statistics import (
     holm,
     mean_interval,
     minimum_detectable_effect,
+    p_text,
     paired_difference,
     paired_test,
     prediction_interval,
@@ -76,6 +77,24 @@ def test_no_value_and_no_level_are_refused():
         mean_interval([])
     with pytest.raises(ValueError, match="95, expected between 0 and 1"):
         mean_interval([1.0, 2.0], level=95)
+
+
+@pytest.mark.parametrize("found", [mean_interval, prediction_interval])
+@pytest.mark.parametrize("values", [[1.0, NAN, NAN], [NAN], [math.inf, 2.0], [NAN, NAN]])
+def test_what_is_not_finite_has_no_mean(found, values):
+    with pytest.raises(ValueError, match="values: found (nan|inf) among .*, expected finite") as caught:
+        found(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_p_value_is_never_zero():
+    assert [p_text(p) for p in (0.0, 0.00099, 0.001, 0.0456, 1.0)] == [
+        "< 0.001",
+        "< 0.001",
+        "0.001",
+        "0.046",
+        "1.000",
+    ]
 
 
 def test_a_difference_is_paired_by_seed_and_not_by_place():
@@ -331,10 +350,10 @@ def test_arms_that_differ_by_the_margin_pass_as_equal_as_rarely_as_they_should()
 
 
 def test_the_median_of_what_was_not_reached_is_infinite():
-    assert censored_summary([300, None, 100, 200]) == CensoredSummary(median=250.0, reached=0.75, n=4)
-    assert censored_summary([300, None, 100]) == CensoredSummary(median=300.0, reached=2 / 3, n=3)
-    assert censored_summary([300, None]) == CensoredSummary(median=math.inf, reached=0.5, n=2)
-    assert censored_summary([math.inf, None]) == CensoredSummary(median=math.inf, reached=0.0, n=2)
+    assert censored_summary([300, None, 100, 200]) == CensoredSummary(median=250.0, reached=3, n=4)
+    assert censored_summary([300, None, 100]) == CensoredSummary(median=300.0, reached=2, n=3)
+    assert censored_summary([300, None]) == CensoredSummary(median=math.inf, reached=1, n=2)
+    assert censored_summary([math.inf, None]) == CensoredSummary(median=math.inf, reached=0, n=2)
 
 
 def test_censored_values_have_to_be_there():

@@ -115,6 +115,35 @@ def test_it_renders_as_any_table(render):
     assert "0.0" in render(table())
 
 
+def test_the_metric_may_be_any_path_of_a_row_and_what_no_seed_measured_is_missing():
+    def other(one):
+        metrics = {"long": {"loss": {"64": one.metrics["loss"] - 1}}}
+        return dataclasses.replace(
+            one, metrics=metrics, budget={"parameters": 2e6}, timing={"wall_seconds": None}
+        )
+
+    rows = [other(one) for one in ROWS]
+    options = {"arms": ARMS, "seeds": (0, 1, 2, 3), "baseline": BASE}
+    arm = "prefix@learning_rate=0.001"
+    found = sweeping.sweep_table(rows, metric="metrics.long.loss.64", **options)
+    assert column(found, "difference")[arm].estimate.mean == pytest.approx(compared(arm).estimate.mean)
+    assert found.columns[0].label == "long loss 64"
+    counted = sweeping.sweep_table(rows, metric="budget.parameters", **options)
+    assert column(counted, "budget.parameters")[arm].text == "2.000 M"
+    assert column(counted, "difference")[arm].text == "+0.000 M"
+    unmeasured = sweeping.sweep_table(rows, metric="timing.wall_seconds", **options)
+    assert column(unmeasured, "difference")[arm].text == "n/a"
+    with pytest.raises(TableError, match="metrics.long.loss: a series .*: 64"):
+        sweeping.sweep_table(rows, metric="metrics.long.loss", **options)
+    with pytest.raises(TableError, match="a median, expected what has a mean"):
+        sweeping.sweep_table(rows, metric="median(metrics.long.loss.64)", **options)
+
+
+def test_p_values_are_printed_as_everywhere():
+    found = column(table(), "p")
+    assert all(statistics.p_text(cell.estimate.mean) == cell.text for cell in found.values() if cell.estimate)
+
+
 def test_an_arm_without_the_baseline_point_is_refused_in_one_line():
     with pytest.raises(TableError, match=re.escape("did you mean 'causal@learning_rate=0.003'")) as caught:
         table(baseline="learning_rate=0.03")

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import subprocess
 import sys
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import rich.console
 
 from experiments import configs, study, tabulate
-from research.analysis import results, tables
+from research.analysis import rendering, results, statistics, tables
 from research.analysis.results import ResultError, Row
 from research.analysis.tables import TableError
 
@@ -45,6 +46,7 @@ def row(arm, seed, loss, *, key="0123456789abcdef", **changes):
     top: dict[str, Any] = {
         "study": "architecture",
         "scale": "smoke",
+        "design": f"design of {arm}",
         "commit": "c0ffee",
         "dirty": False,
     }
@@ -52,7 +54,8 @@ def row(arm, seed, loss, *, key="0123456789abcdef", **changes):
         places = [section for section in sections.values() if name in section] or [top]
         assert name in places[0], name
         places[0][name] = value
-    return Row(arm=arm, seed=seed, key=key, config="", **top, **sections)
+    given = {"arm": arm, "seed": seed, "key": key, "config": "", **top, **sections}
+    return Row(**{field.name: given.get(field.name, {}) for field in dataclasses.fields(Row)})
 
 
 CAUSAL = [row("causal", 0, 2.0), row("causal", 1, 2.2), row("causal", 2, 2.4)]
@@ -207,7 +210,7 @@ def test_markdown():
         "| none | missing | n/a | n/a |\n"
         "\n"
         "Scale smoke; 2 seeds; data feedbeeffeed; intervals are 95 % t intervals over seeds.\n"
-        "Differences are arm minus baseline, paired by seed. *: p < 0.05 after Holm's correction over 1 difference. "
+        "Differences are arm minus baseline, paired by seed. *: p < 0.05 after Holm's correction over 2 differences. "
         "Least difference that is found with 80 % power: 8.17 nats, without correction.\n"
     )
 
@@ -232,9 +235,10 @@ def test_latex_is_booktabs_and_escaped():
     text = tables.latex(odd_table())
     assert "a|b\\_50\\%[x] & 2 & 1.5000 & $-$1.0000 $\\pm$ 6.3531 \\\\\n" in text
     assert "95 \\% t intervals" in text
+    assert "p $<$ 0.05" in text
     order = [text.index(rule) for rule in ("{lrrr}", "\\toprule", "\\midrule", "\\bottomrule")]
     assert order == sorted(order)
-    assert tables._escape("\\~^{") == "\\textbackslash{}\\textasciitilde{}\\textasciicircum{}\\{"
+    assert rendering._escape("\\~^{") == "\\textbackslash{}\\textasciitilde{}\\textasciicircum{}\\{"
 
 
 def test_the_terminal_shows_what_markdown_shows():
@@ -372,6 +376,79 @@ def test_a_difference_is_marked_where_holm_leaves_it_significant():
     assert not shown["same"].endswith("*")
     assert alone.lines[1].cells[1].text.endswith(" *")  # the only one, so nothing is corrected
     assert "over 3 differences" in " ".join(table.notes)
+
+
+def test_the_family_is_what_the_table_declares_and_not_what_has_run():
+    """p of the one difference that has run is between 0.05 / 3 and 0.05."""
+    rows = [row("base", seed, 2.0) for seed in range(5)]
+    rows += [row("near", seed, 2.0 + loss) for seed, loss in enumerate((0.05, 0.074, 0.026, 0.098, 0.002))]
+    rows += [row("single", 0, 2.5)]
+    options: dict[str, Any] = {"seeds": range(5), "baseline": "base"}
+    assert 0.05 / 3 < statistics.paired_test(*by_seed(rows, "near", "base")).p < 0.05
+    alone = build(rows, ("base", "near"), **options)
+    assert alone.lines[1].cells[1].text.endswith(" *")
+    assert "over 1 difference." in alone.notes[1]
+    declared = build(rows, ("base", "near", "single", "missing"), **options)
+    assert not declared.lines[1].cells[1].text.endswith("*")
+    assert "over 3 differences." in declared.notes[1]
+
+
+def by_seed(rows, *arms):
+    return [{one.seed: one.metrics["loss"] for one in rows if one.arm == arm} for arm in arms]
+
+
+def test_a_table_without_losses_asks_nobody_for_one():
+    rows = [dataclasses.replace(one, metrics={"score": 1.0}) for one in CAUSAL + PREFIX]
+    assert texts(build(rows, columns=("metrics.score",), baseline="causal"))[0][2] == "1.0000"
+
+
+def test_rows_of_one_arm_that_differ_in_more_than_their_seed_are_refused():
+    odd = row("prefix", 2, 2.4, design="another")
+    with pytest.raises(
+        TableError, match="rows of one arm differ in more than their seed: prefix-s0-"
+    ) as caught:
+        build([*CAUSAL, *PREFIX[:2], odd])
+    assert str(caught.value).endswith(f"and {odd.name}; launch the study again")
+    with pytest.raises(TableError, match="differ in more than their seed"):
+        tables.check_comparable([*PREFIX[:2], odd])
+    tables.check_comparable([*CAUSAL, *PREFIX])
+    tables.check_comparable([])
+
+
+def test_what_is_not_finite_was_not_measured():
+    rows = [row("causal", seed, loss) for seed, loss in enumerate((2.0, math.nan, math.inf))]
+    assert texts(build(rows, ("causal",)))[0][2] == "2.0000 (n=1)"
+    assert texts(build(rows[1:], ("causal",), seeds=(1, 2)))[0][2] == "n/a"
+
+
+def test_a_series_or_a_text_is_no_column():
+    metrics = {"loss": 2.0, "long": {"64": 1.0, "128": 2.0, "0.5": 3.0}, "note": "x"}
+    rows = [dataclasses.replace(CAUSAL[0], metrics=metrics)]
+    with pytest.raises(TableError, match=r"metrics.long: a series in causal-s0-.*: 64, 128$") as caught:
+        build(rows, columns=("metrics.long",))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TableError, match="metrics.note: 'x' in causal-s0-.*, expected a number"):
+        build(rows, columns=("metrics.note",))
+
+
+def test_of_what_may_not_be_reached_the_median_is_shown_and_how_many_reached_it():
+    steps = (100, None, 300)
+    rows = [dataclasses.replace(one, metrics={"to": step}) for one, step in zip(CAUSAL, steps, strict=True)]
+    rows += [dataclasses.replace(one, metrics={"to": None}) for one in PREFIX]
+    table = build(rows, columns=("median(metrics.to)",))
+    assert table.columns[0].label == "median to"
+    assert [line.cells[0].text for line in table.lines] == [
+        "300; reached by 2 of 3",
+        "not reached; reached by 0 of 3",
+    ]
+    assert "causal,3,3,300," in tables.csv(table)
+
+
+def test_a_path_of_a_known_measure_is_that_measure():
+    assert tables.measure("budget.parameters") == tables.MEASURES["parameters"]
+    assert tables.measure("metrics.long_context.loss.64").label == "long context loss 64"
+    with pytest.raises(TableError, match="did you mean 'parameters'"):
+        tables.measure("paramters.x")
 
 
 def test_a_column_may_be_the_path_of_a_metric_that_some_arms_lack():
