@@ -12,34 +12,51 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import configs, experiment, ledger, masks, start, study, tabulate
+from experiments import cells, configs, experiment, ledger, masks, start, study, tabulate
 from research.analysis import figures, fragments, html, results, tables
+from research.analysis.conclusions import Judged
 from research.analysis.fragments import Picture, Run, Section, Tabled
 from research.analysis.results import Row
+from research.analysis.verdicts import Finding
 
 FLAGS = flags.FLAGS
 TITLE = "What does the architecture do?"
 TOKENS = 16  # of the lines whose masks are drawn
 
 
-def sections(results_dir: Path, runs_dir: Path) -> Iterator[Section]:
-    """Studies with rows by name and scale.
+def sections(results_dir: Path, runs_dir: Path, judged: Sequence[Judged] = ()) -> Iterator[Section]:
+    """Studies with rows by name and scale. What is `judged` already is not judged again.
 
     Raises:
       ConfigError: rows of a study or scale that `configs/` does not have.
       ResultError: a file that is no row, or two rows of one cell.
     """
     known: dict[Any, Picture] = {}
-    for cells in sorted(results_dir.glob("*/*/cells")):
-        if any(cells.glob("*.json")):
-            planned = study.load(cells.parent.parent.name, cells.parent.name)
-            yield section(planned, results_dir, runs_dir, known)
+    for folder in sorted(results_dir.glob("*/*/cells")):
+        if any(folder.glob("*.json")):
+            planned = study.load(folder.parent.parent.name, folder.parent.name)
+            yield section(planned, results_dir, runs_dir, findings(planned, results_dir, judged), known)
+
+
+def findings(planned: study.Study, results_dir: Path, judged: Sequence[Judged] = ()) -> tuple[Finding, ...]:
+    """The verdicts on the study's sub-claims at its scale, from those that are judged already where they are."""
+    if planned.scale in study.UNTUNED:
+        return ()
+    if not judged or planned.scale != ledger.SCALE:
+        return ledger.of_study(planned.name, results_dir, planned.scale)
+    return tuple(one for claim in judged for one in claim.findings if one.study == planned.name)
 
 
 def section(
-    planned: study.Study, results_dir: Path, runs_dir: Path, known: dict[Any, Picture] | None = None
+    planned: study.Study,
+    results_dir: Path,
+    runs_dir: Path,
+    found: tuple[Finding, ...] = (),
+    known: dict[Any, Picture] | None = None,
 ) -> Section:
-    """A study at one scale; a table that is refused is a note. `known` keeps pictures of masks for the next one."""
+    """A study at one scale with the findings on its claims; a table that is refused is a note. `known` keeps pictures
+    of masks for the next one.
+    """
     stored = results.load(tabulate.folder(planned, results_dir) / "cells")
     arms = tuple(arm for arms in planned.groups.values() for arm in arms)
     rows = results.select(stored, arms, planned.seeds)
@@ -47,10 +64,9 @@ def section(
     notes = (
         [f"Left out: {left_out} rows of arms or seeds that the study does not declare."] if left_out else []
     )
-    tabled, refused = rendered(planned, results_dir, rows)
+    tabled, refused = rendered(planned, rows)
     drawn, undrawn = drawn_figures(planned, rows, arms)
     masked, unmasked = mask_pictures(rows, {} if known is None else known)
-    claims = planned.scale not in study.UNTUNED
     return Section(
         study=planned.name,
         scale=planned.scale,
@@ -64,17 +80,25 @@ def section(
         tables=tuple(tabled),
         figures=tuple(drawn),
         masks=tuple(masked),
-        findings=ledger.of_study(planned.name, results_dir, planned.scale) if claims else (),
+        findings=found,
         notes=(*notes, *refused, *undrawn, *unmasked),
     )
 
 
-def rendered(planned: study.Study, results_dir: Path, rows: list[Row]) -> tuple[list[Tabled], list[str]]:
+def rendered(planned: study.Study, rows: list[Row]) -> tuple[list[Tabled], list[str]]:
     """The table of the study and those of its sweeps, and which were refused and why."""
     found, refused, title = [], [], f"{planned.name}, {planned.scale}"
     try:
         baselines = {arm: planned.baselines[planned.compared[arm]] for arm in planned.arms}
-        found.append(Tabled(title=title, table=tabulate.render(planned, results_dir), baselines=baselines))
+        table = tables.build(
+            rows,
+            arms=planned.arms,
+            seeds=planned.seeds,
+            columns=planned.table.columns,
+            baseline=planned.baselines,
+            groups=planned.compared,
+        )
+        found.append(Tabled(title=title, table=table, baselines=baselines))
         for number, table in enumerate(tabulate.sweep_tables(planned, rows), 1):
             files = {line.arm: planned.file(line.arm) for line in table.lines}
             found.append(Tabled(title=f"{title}: sweep {number}", table=table, baselines=files))
@@ -157,8 +181,8 @@ def main(argv: list[str]) -> int:
     start.process()
     out = Path(FLAGS.out)
     try:
-        found = list(sections(Path(FLAGS.results_dir), Path(FLAGS.runs_dir)))
         judged = ledger.judged(FLAGS.results_dir)
+        found = list(sections(Path(FLAGS.results_dir), Path(FLAGS.runs_dir), judged))
         if not found:
             raise results.ResultError(
                 f"--results_dir={FLAGS.results_dir}: no rows in <study>/<scale>/cells; run python -m experiments.launch"

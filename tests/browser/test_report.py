@@ -65,9 +65,10 @@ def address(tmp_path_factory):
         lines += [{"step": step, "validation_loss": 2.2 + 300 / step} for step in steps if step % 400 == 0]
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (run / "samples.txt").write_text("Fellow citizens, <b>the union is strong</b>. " * 20)
-    sections = list(report.sections(folder / "results", folder / "runs"))
+    judged = ledger.judged(folder / "results")
+    sections = list(report.sections(folder / "results", folder / "runs", judged))
     path = folder / "report.html"
-    path.write_text(html.page(sections, ledger.judged(folder / "results"), title=report.TITLE))
+    path.write_text(html.page(sections, judged, title=report.TITLE))
     return path.as_uri()
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import smoke_rows
 
-from experiments import configs, report, study
+from experiments import configs, ledger, report, study
 from experiments.sweeps import Sweep, Values
 from research.analysis import fragments, html, results
 from research.analysis.figures import Frontier
@@ -18,7 +18,7 @@ from research.analysis.figures import Frontier
 
 @pytest.fixture(scope="module")
 def rows():
-    return smoke_rows.rows()
+    return [dataclasses.replace(row, design=row.arm) for row in smoke_rows.rows()]
 
 
 @pytest.fixture
@@ -104,6 +104,28 @@ def test_figures_and_sweeps_that_a_study_declares_are_in_its_section(stored, row
     assert found.tables[1].baselines == dict.fromkeys(("causal_lm", *points), "causal_lm")
     assert len(found.runs) == len(rows) + 4
     assert html.page([found], title="x").count(": 0.0000<") == 4  # differences of the points' seeds
+
+
+def test_a_study_is_judged_once(rows, tmp_path, monkeypatch):
+    planned = study.load("architecture", "smoke")
+    planned = dataclasses.replace(planned, scale=ledger.SCALE, folder=f"architecture/{ledger.SCALE}")
+    for row in rows:
+        row = dataclasses.replace(row, scale=ledger.SCALE)
+        results.save(row, tmp_path / "architecture" / ledger.SCALE / "cells")
+    judge, calls = ledger.of_study, []
+    monkeypatch.setattr(ledger, "of_study", lambda *given: calls.append(given[0]) or judge(*given))
+    judged = ledger.judged(tmp_path)
+    found = report.section(planned, tmp_path, tmp_path, report.findings(planned, tmp_path, judged))
+    assert len(found.tables) == 1
+    assert calls.count("architecture") == 1
+    assert report.findings(planned, tmp_path) == found.findings
+    assert calls.count("architecture") == 2  # where nothing is judged yet
+
+
+def test_cells_that_failed_are_named(stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(report.cells, "failures", lambda folder: (f"{folder.name}: causal_lm seed 0",))
+    (found,) = report.sections(stored, tmp_path)
+    assert "Failed: smoke: causal_lm seed 0" in found.notes
 
 
 def test_rows_of_no_study_are_an_error(stored, tmp_path):
