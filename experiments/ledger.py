@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import app, flags
 
 from experiments import configs, start, study
-from research.analysis import claims, conclusions, results, verdicts
+from research.analysis import claims, claims_page, conclusions, results, verdicts
 from research.analysis.conclusions import Judged
 from research.analysis.verdicts import Finding
 
@@ -21,8 +21,10 @@ def judged(results_dir: Path | str, scale: str = SCALE) -> tuple[Judged, ...]:
     """Every claim with its verdict, from the rows of all studies at that scale.
 
     Raises:
-      ValueError: a config, a rule or a row that is wrong; one line.
+      ValueError: a config, a rule or a row that is wrong, or a scale that claims nothing; one line.
     """
+    if scale in study.UNTUNED:
+        raise configs.ConfigError(f"--scale={scale}: claims nothing, expected a scale such as {SCALE}")
     known = configs.load(claims.Ledger, ["configs/claims.gin"])
     folders = sorted(path.parent.name for path in configs.ROOT.glob("configs/*/study.gin"))
     findings = [finding for name in folders for finding in of_study(name, results_dir, scale)]
@@ -42,7 +44,8 @@ def of_study(name: str, results_dir: Path | str, scale: str = SCALE) -> tuple[Fi
         results.load(Path(results_dir) / name / scale / "cells"),
         study=name,
         scale=scale,
-        seeds=dict.fromkeys((*planned.arms, *planned.points), table.seeds.get(scale, ())),
+        arms=(*planned.arms, *planned.points),
+        seeds=table.seeds.get(scale, ()),
     )
 
 
@@ -52,7 +55,7 @@ def main(argv: list[str]) -> int:
         return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --check")
     page, arguments = Path(flags.FLAGS.page), flags.FLAGS
     try:
-        text = conclusions.markdown(judged(arguments.results_dir, arguments.scale))
+        text = claims_page.markdown(judged(arguments.results_dir, arguments.scale))
         if not arguments.check:
             page.write_text(text, encoding="utf-8")
         elif not page.exists() or page.read_text(encoding="utf-8") != text:

@@ -9,16 +9,30 @@ import statistics as standard
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from research.analysis.rules import ALPHA, ClaimError, Difference, PairedTest, Reading, Rule
+from research.analysis.decisions import ALPHA, ClaimError, PairedTest, Reading, Rule
+from research.analysis.rules import Difference
+
+LEAST_SIZES = 3  # that show whether a sign holds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published figure and where it stands. `tag`: L, read in the source; L2, in somebody's notes on it."""
+    """A published figure and where it stands. `tag`: L, read in the source; L2, in somebody's notes on it.
+
+    ClaimError: no figure or no source.
+    """
 
     figure: str
     source: str
     tag: Literal["L", "L2"]
+
+    def __post_init__(self):
+        for name in ("figure", "source"):
+            if not getattr(self, name).strip():
+                raise ClaimError(
+                    f"Published.{name} is empty beside {(self.figure.strip() or self.source)!r}, expected what was "
+                    "published and where it stands; see configs/claims.gin"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,9 +92,12 @@ class SubClaim:
       gates: preconditions; where one fails the verdict is inconclusive.
       controls: negative controls, tests that must come out null: rejected where the difference is significant and
         not of the expected sign (A/A contrasts expect `equal`). They are tests of the study as the rules are.
-      sizes: the same difference at other model sizes, smallest first: where its sign changes the verdict says so.
+      sizes: the same difference at LEAST_SIZES or more model sizes, smallest first: where one has another sign than
+        the effect of the rule the verdict says so.
       unit: of the effect.
       published: what it compares with.
+
+    ClaimError: another id, or sizes that show no trend: too few, or of a rule that expects equality or nothing.
     """
 
     id: str
@@ -97,6 +114,12 @@ class SubClaim:
             raise ClaimError(
                 f"SubClaim.id = {self.id!r}: expected a claim and a name, such as 'C1.efficiency'"
             )
+        if self.sizes and len(self.sizes) < LEAST_SIZES:
+            raise ClaimError(
+                f"SubClaim.sizes of {self.id}: {len(self.sizes)}, expected at least {LEAST_SIZES}"
+            )
+        if self.sizes and self.rule.direction() not in ("less", "greater"):
+            raise ClaimError(f"SubClaim.sizes of {self.id}: expected none, since its rule expects no sign")
 
     @property
     def claim(self) -> str:
@@ -108,10 +131,6 @@ class SubClaim:
         gates = [(gate.arm, gate.metric) for gate in self.gates]
         parts = [self.rule.reads(), gates, *(control.reads() for control in self.controls)]
         return tuple(dict.fromkeys(reading for part in parts for reading in part))
-
-    def unreached(self) -> frozenset[Reading]:
-        """Those of them of which None says that they were not reached."""
-        return frozenset(self.rule.unreached()).union(*(control.unreached() for control in self.controls))
 
 
 def declared(subclaims: Iterable[SubClaim], seeds: Iterable[int]) -> dict[str, str]:
@@ -134,28 +153,30 @@ def recorded_tests(value: str) -> dict[str, frozenset[str]]:
     return {family: frozenset(filter(None, names.split(","))) for family, _, names in families}
 
 
-def key_of(rule: Rule, *, control: bool = False) -> str:
-    """The name of a rule's test in a family: equal rules are one test, and a control is another one."""
-    return hashlib.sha256(canonical((rule, "control" if control else "rule")).encode()).hexdigest()[:8]
+def key_of(rule: Rule) -> str:
+    """The name of a rule's test in a family: equal rules are one test."""
+    return _digest(rule)[:8]
+
+
+def key_of_control(control: PairedTest) -> str:
+    """The name of a negative control's test, which is another one than that of an equal rule."""
+    return _digest(("control", control))[:8]
 
 
 def _hash(subclaim: SubClaim, seeds: tuple[int, ...]) -> str:
-    parts = subclaim.rule, subclaim.gates, subclaim.controls, subclaim.sizes, ALPHA, seeds
-    return hashlib.sha256(canonical(parts).encode()).hexdigest()
+    return _digest((subclaim.rule, subclaim.gates, subclaim.controls, subclaim.sizes, ALPHA, seeds))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def _tests(subclaim: SubClaim) -> list[str]:
     names = {family: {key_of(subclaim.rule)} for family in subclaim.rule.families}
     if subclaim.controls:
-        controls = {key_of(control, control=True) for control in subclaim.controls}
+        controls = {key_of_control(control) for control in subclaim.controls}
         names["difference"] = names.get("difference", set()) | controls
     return [f"{family}:{','.join(sorted(found))}" for family, found in sorted(names.items())]
-
-
-def rule_hash(subclaim: SubClaim) -> str:
-    """SHA-256 of all that decides the verdict: rule, gates, controls, sizes and level; not of texts, units, sources."""
-    parts = subclaim.rule, subclaim.gates, subclaim.controls, subclaim.sizes, ALPHA
-    return hashlib.sha256(canonical(parts).encode()).hexdigest()
 
 
 def canonical(value: Any) -> str:

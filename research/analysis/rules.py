@@ -1,164 +1,34 @@
-"""Rules that decide a claim from the rows of a study, each one small class.
-
-A rule compares two sides, paired by seed, and says what it expects of their difference (the first minus the second).
-It knows numbers by arm, metric and seed only: `research.analysis.verdicts` reads them from rows, corrects p values
-over all tests of a study, and asks the rule what follows.
-"""
+"""The rules that a study may declare for its claims; `research.analysis.decisions` says what a rule is."""
 
 import dataclasses
-import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from research.analysis import statistics
+from research.analysis.decisions import (
+    ALPHA,
+    ClaimError,
+    Decision,
+    Expect,
+    Family,
+    Measured,
+    PairedTest,
+    Reading,
+    Rule,
+    Seeds,
+    Undecidable,
+    Values,
+    Verdict,
+    constant,
+    differences,
+    require_seeds,
+)
 from research.analysis.statistics import Estimate
 
-ALPHA = 0.05  # of every test, after Holm's correction
-Expect = Literal["less", "greater", "equal"]
-Family = Literal["difference", "equivalence"]
-Reading = tuple[str, str]  # an arm and a metric: the dotted path of a value in a row
-Seeds = Mapping[int, float]  # a value for each seed
-Values = Mapping[Reading, Seeds]
-
-
-class ClaimError(ValueError):
-    """A claim, a rule or a document that is declared wrongly. One line."""
-
-
-class Verdict(enum.StrEnum):
-    """The five verdicts, and the three states in which there is none."""
-
-    SUPPORTED = "supported"
-    REFUTED = "refuted"
-    PARTLY = "partly"
-    INCONCLUSIVE = "inconclusive"
-    NOT_TESTABLE = "not testable at this scale"
-    NOT_RUN = "not run yet"
-    EXPLORATORY = "exploratory"
-    UNDECLARED = "no rule declared yet"
-
-
-class Undecidable(Exception):
-    """All rows are there, and still the rule cannot compare them: the verdict, and why."""
-
-    def __init__(self, verdict: Verdict, reason: str):
-        super().__init__(reason)
-        self.verdict, self.reason = verdict, reason
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a rule found in the rows.
-
-    Attributes:
-      effect: first side minus second, in the metric's unit.
-      p: two-sided, uncorrected, of no difference; None where nothing was tested.
-      p_equal: uncorrected, of a difference as great as the margin; None where nothing was tested.
-      detectable: the least effect found with 80 % power; nan where unknown.
-      orderly: what the rule asks of the means beside its test holds.
-      note: what is printed beside the effect.
-    """
-
-    effect: Estimate
-    p: float | None
-    p_equal: float | None
-    detectable: float = math.nan
-    orderly: bool = True
-    note: str = ""
-
-
-class Rule:
-    """What decides a sub-claim. `families`: those that its p values are corrected in; none where nothing is tested."""
-
-    families: ClassVar[tuple[Family, ...]] = ()
-
-    def explain(self) -> str:
-        """The rule in words."""
-        raise NotImplementedError
-
-    def reads(self) -> tuple[Reading, ...]:
-        """The values that it needs, for every declared seed of their arms."""
-        raise NotImplementedError
-
-    def unreached(self) -> tuple[Reading, ...]:
-        """Those of which a row's None says that it was not reached, and not that it was not measured."""
-        return ()
-
-    def measure(self, values: Values) -> Measured:
-        """What it finds in the values. Undecidable: they do not compare."""
-        raise NotImplementedError
-
-    def judge(self, found: Measured, p: float, p_equal: float) -> tuple[Verdict, str]:
-        """The verdict and the reason for it, from corrected p values."""
-        raise NotImplementedError
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairedTest(Rule):
-    """A rule with a paired t test of difference and two one-sided ones of equivalence (TOST).
-
-    Less or greater: supported if the difference is significant, has that sign and is at least `least`; refuted if
-    it is significant with the other sign, or lies within `margin` of zero (TOST); else inconclusive. Equal:
-    supported if it lies within the margin (TOST); refuted if it is significant and greater; else inconclusive.
-
-    Attributes:
-      margin: what counts as equal, in the metric's unit (nats; 2 points of a share are 0.02 too).
-      least: the smallest difference that supports.
-    """
-
-    families: ClassVar[tuple[Family, ...]] = ("difference", "equivalence")
-    expect: str  # narrowed by every subclass
-    margin: float = 0.02
-    least: float = 0.0
-
-    def direction(self) -> str:
-        """What is expected of the first side: less, greater or equal."""
-        return self.expect
-
-    def sides(self, values: Values) -> tuple[Seeds, Seeds]:
-        """What is compared, by seed. Undecidable: no such two sides."""
-        raise NotImplementedError
-
-    def measure(self, values: Values) -> Measured:
-        first, second = _paired(*self.sides(values))
-        compared = statistics.paired_test(first, second)
-        equal = statistics.equivalence(first, second, self.margin)
-        return Measured(
-            effect=compared.estimate, p=compared.p, p_equal=equal.p, detectable=compared.detectable
-        )
-
-    def judge(self, found: Measured, p: float, p_equal: float) -> tuple[Verdict, str]:
-        size, differs, equal = abs(found.effect.mean), p < ALPHA, p_equal < ALPHA
-        if self.direction() == "equal":
-            if equal:
-                return Verdict.SUPPORTED, f"equal within {self.margin:g}"
-            if differs and size > self.margin:
-                return Verdict.REFUTED, f"differs by more than {self.margin:g}"
-            return Verdict.INCONCLUSIVE, f"neither equal within {self.margin:g} nor different by more"
-        if differs and not self.as_expected(found):
-            return Verdict.REFUTED, "the difference has the other sign"
-        if differs and size >= self.least and found.orderly:
-            return Verdict.SUPPORTED, ""
-        if equal:
-            return Verdict.REFUTED, f"equal within {self.margin:g}"
-        if differs and not found.orderly:
-            return Verdict.INCONCLUSIVE, "the ends differ, but a step between them goes the other way"
-        return Verdict.INCONCLUSIVE, f"smaller than {self.least:g}" if differs else "not significant"
-
-    def as_expected(self, found: Measured) -> bool:
-        """Whether the difference has the expected sign; nothing is as expected where `equal` is."""
-        sign = {"less": -1, "greater": 1, "equal": 0}[self.direction()]
-        return found.effect.mean * sign > 0
-
-    def sentence(self, first: str, second: str) -> str:
-        """The rule in words, from its sides in words."""
-        if self.direction() == "equal":
-            return f"{first} equals {second} within {self.margin:g}"
-        least = f" by at least {self.least:g}" if self.least else ""
-        return f"{first} is {self.direction()} than {second}{least}; equal within {self.margin:g} refutes"
+COUNTED = ("budget.",)  # where a row's numbers are counted: they do not depend on the seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -270,9 +140,8 @@ class Trend(PairedTest):
 
     def explain(self) -> str:
         what = ", ".join(self.metrics), ", ".join(self.arms)
-        return (
-            f"{what[0]} of {what[1]}, in this order: {self.expect}; ends equal within {self.margin:g} refute"
-        )
+        more = f" by more than {self.least:g} from end to end" if self.least else ""
+        return f"{what[0]} of {what[1]}, in this order: {self.expect}{more}; ends equal within {self.margin:g} refute"
 
     def reads(self) -> tuple[Reading, ...]:
         length = max(len(self.metrics), len(self.arms))
@@ -283,13 +152,13 @@ class Trend(PairedTest):
         first, *_, last = self.reads()
         return values[last], values[first]
 
-    def measure(self, values: Values) -> Measured:
+    def measure(self, values: Values, level: float = ALPHA) -> Measured:
         points = [values[reading] for reading in self.reads()]
         sign = 1 if self.expect == "rising" else -1
         steps = [statistics.paired_difference(b, a).mean for a, b in zip(points, points[1:], strict=False)]
         orderly = all(step * sign > 0 for step in steps)
         shown = ", ".join(f"{step:+.4g}" for step in steps)
-        return dataclasses.replace(super().measure(values), orderly=orderly, note=f"steps {shown}")
+        return dataclasses.replace(super().measure(values, level), orderly=orderly, note=f"steps {shown}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -333,6 +202,11 @@ class Matched(PairedTest):
         for seed in sorted(common):
             points = sorted((values[arm, self.at][seed], values[arm, self.metric][seed]) for arm in arms)
             places, heights = zip(*points, strict=True)
+            if len(set(places)) < len(places):
+                raise Undecidable(
+                    Verdict.INCONCLUSIVE,
+                    f"not comparable: at seed {seed} two of {', '.join(arms)} measured the same {self.at}",
+                )
             if not places[0] <= at[seed] <= places[-1]:
                 raise Undecidable(
                     Verdict.INCONCLUSIVE,
@@ -349,6 +223,7 @@ class RankContrast(Difference, PairedTest):
 
     A value of None was not reached, which is greater than any other. The effect is how often a value of the first
     side is greater than one of the second, minus 1/2; medians and how many seeds reached it are printed beside it.
+    `least` is asked of that estimate, and no margin makes ranks equal.
 
     Attributes:
       censored: numbers that stand for "not reached" too, such as the ends of a grid of temperatures.
@@ -360,13 +235,16 @@ class RankContrast(Difference, PairedTest):
 
     def explain(self) -> str:
         first, second = self.words()
-        return f"{first} tends to be {self.expect} than {second}, by rank"
+        least = f", P(greater) estimated {self.least:g} or more from 1/2" if self.least else ""
+        return f"{first} tends to be {self.expect} than {second}, by rank{least}"
 
     def unreached(self) -> tuple[Reading, ...]:
         return self.reads()
 
-    def measure(self, values: Values) -> Measured:
+    def measure(self, values: Values, level: float = ALPHA) -> Measured:
         first, second = self.sides(values)
+        n = min(len(first), len(second))
+        require_seeds(n)
         found = statistics.rank_test(first, second)
         medians = [statistics.censored_summary(side.values()).median for side in (first, second)]
         reached = [
@@ -374,21 +252,39 @@ class RankContrast(Difference, PairedTest):
             for side in (first, second)
         ]
         return Measured(
-            effect=Estimate(
-                mean=found.superiority - 0.5, half_width=math.nan, n=min(len(first), len(second))
-            ),
+            effect=Estimate(mean=found.superiority - 0.5, half_width=math.nan, n=n),
             p=found.p,
             p_equal=None,
+            p_null=found.p,
             note=f"P(greater) - 1/2; medians {medians[0]:.4g} and {medians[1]:.4g}; reached by {reached[0]} of "
             f"{len(first)} and {reached[1]} of {len(second)}",
         )
 
+    def judge(self, found: Measured, p: float, p_equal: float) -> Decision:
+        decision = super().judge(found, p, p_equal)
+        if decision.verdict is Verdict.SUPPORTED and abs(found.effect.mean) < self.least:
+            return Decision(verdict=Verdict.INCONCLUSIVE, reason=f"estimated at less than {self.least:g}")
+        return decision
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counted(Rule):
-    """A comparison of what is counted and not sampled, such as bytes or FLOPs: the same at every seed, so no test."""
+    """A comparison of what is counted and not sampled, such as FLOPs: the same at every seed, so no test.
 
-    of: PairedTest
+    ClaimError: a metric outside COUNTED, or another rule than a contrast or a level.
+    """
+
+    of: Contrast | Level
+
+    def __post_init__(self):
+        if not isinstance(self.of, Contrast | Level):
+            raise ClaimError(f"Counted.of = {type(self.of).__name__}: expected a Contrast or a Level")
+        for arm, metric in self.of.reads():
+            if not metric.startswith(COUNTED):
+                raise ClaimError(
+                    f"Counted on {metric} of {arm}: expected a path that begins with {' or '.join(COUNTED)}, where "
+                    "numbers are counted; test all others"
+                )
 
     def explain(self) -> str:
         return f"{self.of.explain()}; counted, not tested"
@@ -396,21 +292,23 @@ class Counted(Rule):
     def reads(self) -> tuple[Reading, ...]:
         return self.of.reads()
 
-    def measure(self, values: Values) -> Measured:
-        first, second = self.of.sides(values)
-        found = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-        if not found or not all(math.isclose(value, found[0], rel_tol=1e-9) for value in found):
+    def direction(self) -> str:
+        return self.of.direction()
+
+    def measure(self, values: Values, level: float = ALPHA) -> Measured:
+        found = differences(*self.of.sides(values))
+        if not found or not constant(found):
             raise Undecidable(Verdict.INCONCLUSIVE, f"not the same at every seed: {found}")
         effect = Estimate(mean=found[0], half_width=0.0, n=len(found))
         return Measured(effect=effect, p=None, p_equal=None)
 
-    def judge(self, found: Measured, p: float, p_equal: float) -> tuple[Verdict, str]:
+    def judge(self, found: Measured, p: float, p_equal: float) -> Decision:
         size = abs(found.effect.mean)
-        if self.of.direction() == "equal":
-            holds = size <= self.of.margin
-        else:
-            holds = self.of.as_expected(found) and size >= self.of.least
-        return (Verdict.SUPPORTED if holds else Verdict.REFUTED), "counted"
+        equal = size <= self.of.margin
+        as_expected = self.of.as_expected(found) and size > self.of.least
+        holds = equal if self.direction() == "equal" else as_expected and not equal
+        reason = f"counted, equal within {self.of.margin:g}" if equal else "counted"
+        return Decision(verdict=Verdict.SUPPORTED if holds else Verdict.REFUTED, reason=reason)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -425,15 +323,5 @@ class NotTestable(Rule):
     def reads(self) -> tuple[Reading, ...]:
         return ()
 
-    def measure(self, values: Values) -> Measured:
+    def measure(self, values: Values, level: float = ALPHA) -> Measured:
         raise Undecidable(Verdict.NOT_TESTABLE, self.reason)
-
-
-def _paired(first: Seeds, second: Seeds) -> tuple[Seeds, Seeds]:
-    """Both sides on the seeds that both declare."""
-    common = sorted(first.keys() & second.keys())
-    if len(common) < 2:
-        raise Undecidable(
-            Verdict.INCONCLUSIVE, f"{len(common)} paired seeds, expected 2 or more to test anything"
-        )
-    return {seed: first[seed] for seed in common}, {seed: second[seed] for seed in common}

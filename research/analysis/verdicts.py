@@ -1,25 +1,30 @@
 """Verdicts on sub-claims: the rules of a study applied to its rows.
 
-Every test of a study, negative controls included, is in one family: Holm's correction is over all of them, once for
-the tests of difference and once for those of equivalence. A test without rows counts with p = 1, so that no verdict
-is lost when they come, and so does one that the rows name and the study no longer declares.
+The tests of a study are two families, each corrected by Holm's method: the tests of difference, negative controls
+included, and those of equivalence, which controls are not in. A test without a result counts with p = 1, so that no
+verdict is lost when it comes, and so does one that rows record and the study no longer declares.
 """
 
 import dataclasses
+import enum
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from research.analysis import results, statistics
+from research.analysis import results, statistics, tables
 from research.analysis.claims import (
     SubClaim,
     canonical,
+    declared,
+    key_of,
+    key_of_control,
+    recorded_tests,
     require_distinct,
-    rule_hash,
 )
-from research.analysis.results import Row
-from research.analysis.rules import (
+from research.analysis.decisions import (
     ALPHA,
     ClaimError,
+    Decision,
+    Family,
     Measured,
     PairedTest,
     Reading,
@@ -28,10 +33,30 @@ from research.analysis.rules import (
     Values,
     Verdict,
 )
+from research.analysis.results import Row
 
 MOST_TESTS = 6  # of a study, beside its negative controls
+CAVEAT = ", but a negative control was rejected"
 Rows = Mapping[str, Sequence[Row]]  # by arm
-Outcomes = Mapping[str, Measured | Undecidable]  # by rule, as canonical text
+Outcome = Measured | Undecidable
+P = Mapping[Family, Mapping[str, float]]  # corrected p values, by family and test
+
+
+class Kind(enum.Enum):
+    """What a stamp is about."""
+
+    REJECTED = "negative control rejected"
+    NOT_COMPARED = "negative control not compared"
+    SIZES = "sizes"
+    DIRTY = "rows of uncommitted code"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """What a reader must be told beside a verdict."""
+
+    kind: Kind
+    text: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +66,8 @@ class Finding:
     Attributes:
       reason: of the verdict, in words; may be empty.
       found: what the rule measured, its p values uncorrected, or None.
-      p: of the difference, or of equivalence where the rule expects that; after Holm's correction, or None.
-      stamps: what a reader must be told beside the verdict, such as a rejected negative control.
+      p: that which decided, after Holm's correction, or None; `by`: the family that it is of.
+      stamps: what a reader must be told beside the verdict.
     """
 
     subclaim: SubClaim
@@ -52,7 +77,18 @@ class Finding:
     reason: str = ""
     found: Measured | None = None
     p: float | None = None
-    stamps: tuple[str, ...] = ()
+    by: Family = "difference"
+    stamps: tuple[Stamp, ...] = ()
+
+    @property
+    def rejected(self) -> bool:
+        """Whether a negative control was rejected, so that the verdict stands on doubtful ground."""
+        return any(stamp.kind is Kind.REJECTED for stamp in self.stamps)
+
+    @property
+    def said(self) -> str:
+        """The verdict as it has to be stated."""
+        return f"{self.verdict}{CAVEAT if self.rejected else ''}"
 
 
 def judge(
@@ -61,53 +97,72 @@ def judge(
     *,
     study: str,
     scale: str,
-    seeds: Mapping[str, Sequence[int]],
+    arms: Collection[str],
+    seeds: Sequence[int],
 ) -> tuple[Finding, ...]:
     """The sub-claims of a study with their verdicts.
 
     Args:
-      rows: of the study at this scale.
-      seeds: those declared, by arm.
+      rows: of the study at this scale, whatever arm and seed they are of.
+      arms, seeds: those that the study declares at this scale.
 
     Raises:
       ClaimError: an arm that the study lacks, a metric that is a series, an id twice or more than MOST_TESTS tests.
       ResultError: two rows for one cell.
     """
-    _check(subclaims, study, seeds)
-    rows = list(rows)
-    by_arm = {arm: results.select(rows, [arm], declared) for arm, declared in seeds.items()}
-    states = {one.id: _state(one, by_arm, seeds) for one in subclaims}
-    ready = [one for one in subclaims if states[one.id] is None]
+    _check(subclaims, study, arms)
+    stored = list(rows)
+    by_arm = {arm: results.select(stored, [arm], seeds) for arm in arms}
+    present = declared(subclaims, seeds)
+    families = _families([*present.values(), *(value for row in stored for value in row.rules.values())])
+    level = ALPHA / max(1, len(families["difference"]))
 
-    measured: dict[str, Measured | Undecidable] = {}
-    for subclaim in ready:
-        values = _values(subclaim, by_arm)
-        for rule in (subclaim.rule, *subclaim.controls):
-            measured.setdefault(canonical(rule), _measure(rule, values))
-    p, p_equal = _corrected(subclaims, measured, _withdrawn(subclaims, by_arm))
-
-    findings = []
-    for subclaim in subclaims:
-        found, stamped, key = None, (), canonical(subclaim.rule)
-        if (state := states[subclaim.id]) is not None:
-            verdict, reason = state
-        else:
-            verdict, reason, found = _outcome(subclaim, by_arm, measured, p, p_equal)
-            stamped = _rejections(subclaim, measured, p) + _sizes(subclaim, by_arm, seeds)
-            stamped += _stale(subclaim, by_arm)
-        findings.append(
-            Finding(
-                subclaim=subclaim,
-                study=study,
-                scale=scale,
-                verdict=verdict,
-                reason=reason,
-                found=found,
-                p=None if found is None else (p_equal if of_equality(subclaim.rule) else p).get(key),
-                stamps=stamped,
-            )
+    blocked = {one.id: _blocked(one, present[one.id], stored, by_arm, seeds) for one in subclaims}
+    rules: dict[str, Outcome] = {
+        key_of(one.rule): _measured(one.rule, by_arm, level) for one in subclaims if blocked[one.id] is None
+    }
+    controls: dict[str, Outcome] = {
+        key_of_control(control): _control(control, by_arm, level)
+        for one in subclaims
+        for control in one.controls
+        if not _missing(_values(control, by_arm), by_arm, seeds)
+    }
+    p = _corrected(families, rules, controls)
+    return tuple(
+        _finding(
+            Finding(subclaim=one, study=study, scale=scale, verdict=Verdict.NOT_RUN),
+            blocked[one.id] or rules[key_of(one.rule)],
+            p,
+            by_arm,
+            (*_rejections(one, controls, p), *_dirty(one, by_arm)),
+            seeds,
         )
-    return tuple(findings)
+        for one in subclaims
+    )
+
+
+def _finding(
+    blank: Finding, outcome: Outcome, p: P, rows: Rows, stamps: tuple[Stamp, ...], seeds: Sequence[int]
+) -> Finding:
+    """The finding with the verdict that follows from what its rule measured, or why that says nothing."""
+    subclaim, key = blank.subclaim, key_of(blank.subclaim.rule)
+    if isinstance(outcome, Undecidable):
+        return dataclasses.replace(blank, verdict=outcome.verdict, reason=outcome.reason, stamps=stamps)
+    if failed := _failed_gates(subclaim, rows):
+        return dataclasses.replace(blank, verdict=Verdict.INCONCLUSIVE, reason=failed, stamps=stamps)
+    corrected = {family: found[key] for family, found in p.items() if key in found}
+    decision: Decision = subclaim.rule.judge(
+        outcome, corrected.get("difference", 1.0), corrected.get("equivalence", 1.0)
+    )
+    return dataclasses.replace(
+        blank,
+        verdict=decision.verdict,
+        reason=decision.reason,
+        found=outcome,
+        p=corrected.get(decision.by),
+        by=decision.by,
+        stamps=(*stamps, *_sizes(subclaim, outcome.effect.mean, rows, seeds)),
+    )
 
 
 def _check(subclaims: Sequence[SubClaim], study: str, arms: Collection[str]) -> None:
@@ -126,29 +181,68 @@ def _check(subclaims: Sequence[SubClaim], study: str, arms: Collection[str]) -> 
         )
 
 
-def _state(subclaim: SubClaim, rows: Rows, seeds: Mapping[str, Sequence[int]]) -> tuple[Verdict, str] | None:
-    """Why the sub-claim cannot be judged, or None where it can."""
-    involved = [row for arm in dict(subclaim.reads()) for row in rows[arm]]
-    if any(row.rules.get(subclaim.id) != rule_hash(subclaim) for row in involved):
-        return Verdict.EXPLORATORY, "the rule was changed after the runs"
-    missing = _missing(_values(subclaim, rows), rows, seeds)
-    return (Verdict.NOT_RUN, "; ".join(missing)) if missing else None
+def _families(records: Iterable[str]) -> dict[Family, set[str]]:
+    """The tests of each family that any of these values of `declared` names."""
+    found: dict[Family, set[str]] = {"difference": set(), "equivalence": set()}
+    for tests in map(recorded_tests, set(records)):
+        for family in found:
+            found[family] |= tests.get(family, frozenset())
+    return found
 
 
-def _missing(values: Values, rows: Rows, seeds: Mapping[str, Sequence[int]]) -> list[str]:
+def _blocked(
+    subclaim: SubClaim, present: str, stored: Sequence[Row], rows: Rows, seeds: Sequence[int]
+) -> Undecidable | None:
+    """Why the sub-claim cannot be judged by its rows, or None where it can."""
+    arms = dict(subclaim.reads())
+    involved = [row for arm in arms for row in rows[arm]]
+    if any(row.rules.get(subclaim.id) != present for row in involved):
+        return Undecidable(Verdict.EXPLORATORY, "the rule or the declared seeds were changed after the runs")
+    more = {row.seed for row in stored if row.arm in arms and subclaim.id in row.rules} - set(seeds)
+    if more:
+        were, are = ("were", "are") if len(more) > 1 else ("was", "is")
+        return Undecidable(Verdict.EXPLORATORY, f"{_seeds(more)} {were} run and {are} not declared")
+    if stale := [row.name for row in involved if row.code.get("stale")]:
+        return Undecidable(
+            Verdict.EXPLORATORY,
+            f"stale: the code has come to measure something else than {len(stale)} of the rows, such as {stale[0]}",
+        )
+    values = dict(_numbers([(gate.arm, gate.metric) for gate in subclaim.gates], rows))
+    for rule in (subclaim.rule, *subclaim.controls):
+        values |= _values(rule, rows)
+    if missing := _missing(values, rows, seeds):
+        return Undecidable(Verdict.NOT_RUN, "; ".join(missing))
+    return _differing(involved)
+
+
+def _differing(rows: Sequence[Row]) -> Undecidable | None:
+    """Why numbers of these rows do not compare, or None where they do."""
+    try:
+        tables.check_comparable(rows)
+    except tables.TableError as error:
+        return Undecidable(Verdict.INCONCLUSIVE, f"rows do not compare: {error}")
+    return None
+
+
+def _missing(values: Values, rows: Rows, seeds: Sequence[int]) -> list[str]:
     """What is not there of the declared seeds."""
-    lacking = []
+    lacking: list[str] = []
     for (arm, metric), by_seed in values.items():
         name = f"{metric} of {arm}" if rows[arm] else arm
-        line = f"{name} has {len(by_seed)} of {len(seeds[arm])} seeds"
-        if (len(by_seed) < len(seeds[arm]) or not seeds[arm]) and line not in lacking:
+        absent = [seed for seed in seeds if seed not in by_seed]
+        line = f"{name} lacks {_seeds(absent)}" if seeds else "no seeds are declared at this scale"
+        if (absent or not seeds) and line not in lacking:
             lacking.append(line)
     return lacking
 
 
-def _values(subclaim: SubClaim, rows: Rows) -> Values:
-    """What its verdict needs."""
-    return _numbers(subclaim.reads(), rows, subclaim.unreached())
+def _seeds(seeds: Collection[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
+
+
+def _values(rule: Rule, rows: Rows) -> Values:
+    """What the rule needs."""
+    return _numbers(rule.reads(), rows, rule.unreached())
 
 
 def _numbers(readings: Iterable[Reading], rows: Rows, unreached: Collection[Reading] = ()) -> Values:
@@ -174,103 +268,87 @@ def _number(row: Row, metric: str, none: float | None) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _measure(rule: Rule, values: Values) -> Measured | Undecidable:
+def _measured(rule: Rule, rows: Rows, level: float) -> Outcome:
     try:
-        return rule.measure(values)
+        return rule.measure(_values(rule, rows), level)
     except Undecidable as found:
         return found
 
 
-def _outcome(
-    subclaim: SubClaim, rows: Rows, measured: Outcomes, p: Mapping[str, float], p_equal: Mapping[str, float]
-) -> tuple[Verdict, str, Measured | None]:
-    """The verdict on a sub-claim whose rows are there, the reason, and the numbers where they may be shown."""
-    found, key = measured[canonical(subclaim.rule)], canonical(subclaim.rule)
-    if failed := _failed_gates(subclaim, rows):
-        return Verdict.INCONCLUSIVE, failed, None
-    if isinstance(found, Undecidable):
-        return found.verdict, found.reason, None
-    return *subclaim.rule.judge(found, p.get(key, 1.0), p_equal.get(key, 1.0)), found
-
-
-def of_equality(rule: Rule) -> bool:
-    """Whether the test that the rule rests on is that of equivalence."""
-    return isinstance(rule, PairedTest) and rule.direction() == "equal"
-
-
-def _withdrawn(subclaims: Sequence[SubClaim], rows: Rows) -> set[str]:
-    """Sub-claims that were declared when rows ran and are not any more."""
-    return {name for some in rows.values() for row in some for name in row.rules} - {
-        one.id for one in subclaims
-    }
+def _control(control: PairedTest, rows: Rows, level: float) -> Outcome:
+    own = [row for arm in dict(control.reads()) for row in rows[arm]]
+    return _differing(own) or _measured(control, rows, level)
 
 
 def _corrected(
-    subclaims: Sequence[SubClaim], measured: Outcomes, withdrawn: Collection[str]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Corrected p values of difference and of equivalence, by rule."""
-    rules = {canonical(one.rule) for one in subclaims if one.rule.families}
-    controls = {canonical(control) for one in subclaims for control in one.controls}
+    families: Mapping[Family, Collection[str]], rules: Mapping[str, Outcome], controls: Mapping[str, Outcome]
+) -> P:
+    """Corrected p values by family and test; 1 where a test has no result."""
+    raw: dict[Family, dict[str, float]] = {
+        family: dict.fromkeys(sorted(names), math.nan) for family, names in families.items()
+    }
+    for key, found in rules.items():
+        if isinstance(found, Measured) and found.p is not None:
+            raw["difference"][key] = found.p
+        if isinstance(found, Measured) and found.p_equal is not None:
+            raw["equivalence"][key] = found.p_equal
+    for key, found in controls.items():
+        if isinstance(found, Measured) and found.p_null is not None:
+            raw["difference"][key] = found.p_null
+    return {family: statistics.holm(values) for family, values in raw.items()}
 
-    def p_values(name: str, keys: Collection[str]) -> dict[str, float]:
-        family = dict.fromkeys(sorted({*keys, *withdrawn}), math.nan)  # which counts as p = 1
-        tested = {key: getattr(found, name) for key, found in measured.items() if isinstance(found, Measured)}
-        return statistics.holm(
-            family | {key: p for key, p in tested.items() if key in family and p is not None}
-        )
 
-    return p_values("p", rules | controls), p_values("p_equal", rules)
-
-
-def _rejections(subclaim: SubClaim, measured: Outcomes, p: Mapping[str, float]) -> tuple[str, ...]:
-    """What is wrong with the negative controls."""
+def _rejections(subclaim: SubClaim, controls: Mapping[str, Outcome], p: P) -> tuple[Stamp, ...]:
+    """What is wrong with the negative controls that were run, whatever became of the rule."""
     stamps = []
     for control in subclaim.controls:
-        found = measured[canonical(control)]
-        corrected = p[canonical(control)]
+        key = key_of_control(control)
+        found = controls.get(key)
         if isinstance(found, Undecidable):
-            stamps.append(f"negative control not compared: {control.explain()}: {found.reason}")
-        elif corrected < ALPHA and not control.as_expected(found):
-            effect = f"{found.effect.mean:+.4g}, p = {p_text(corrected)}"
-            stamps.append(f"negative control rejected: {control.explain()}: {effect}")
+            text = f"{Kind.NOT_COMPARED.value}: {control.explain()}: {found.reason}"
+            stamps.append(Stamp(kind=Kind.NOT_COMPARED, text=text))
+        elif found is not None and p["difference"][key] < ALPHA and not control.as_expected(found):
+            effect = f"{found.effect.mean:+.4g}, p = {statistics.p_text(p['difference'][key])}"
+            text = f"{Kind.REJECTED.value}: {control.explain()}: {effect}"
+            stamps.append(Stamp(kind=Kind.REJECTED, text=text))
     return tuple(stamps)
 
 
-def _sizes(subclaim: SubClaim, rows: Rows, seeds: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-    """Whether the difference has one sign at all sizes."""
+def _sizes(subclaim: SubClaim, effect: float, rows: Rows, seeds: Sequence[int]) -> tuple[Stamp, ...]:
+    """Whether the difference has the sign of the effect at all sizes."""
     if not subclaim.sizes:
         return ()
     readings = [reading for size in subclaim.sizes for reading in size.reads()]
     values = _numbers(readings, rows)
     if missing := _missing(values, rows, seeds):
-        return (f"trend with size {Verdict.NOT_RUN}: {'; '.join(missing)}",)
-    means = [statistics.paired_difference(*size.sides(values)).mean for size in subclaim.sizes]
-    shown = ", ".join(f"{mean:+.4g}" for mean in means)
-    if all(mean > 0 for mean in means) or all(mean < 0 for mean in means):
-        return (f"one sign at {len(means)} sizes: {shown}",)
-    return (f"small scale only, the sign changes with size: {shown}",)
+        text = f"trend with size is missing: {'; '.join(missing)}"
+    elif differing := _differing([row for arm in dict(readings) for row in rows[arm]]):
+        text = f"trend with size unknown: {differing.reason}"
+    else:
+        means = [statistics.paired_difference(*size.sides(values)).mean for size in subclaim.sizes]
+        same = all(mean * effect > 0 for mean in means)
+        shown = ", ".join(f"{mean:+.4g}" for mean in means)
+        text = f"{'the same sign' if same else 'small scale only, not the same sign'} at {len(means)} sizes: {shown}"
+    return (Stamp(kind=Kind.SIZES, text=text),)
 
 
-def _stale(subclaim: SubClaim, rows: Rows) -> tuple[str, ...]:
-    """Whether code has changed what some of the rows measured."""
-    stale = [row.name for arm in dict(subclaim.reads()) for row in rows[arm] if row.code.get("stale")]
-    return (f"{len(stale)} stale rows, such as {stale[0]}: run them again",) if stale else ()
+def _dirty(subclaim: SubClaim, rows: Rows) -> tuple[Stamp, ...]:
+    """Whether some of the rows come from code that no commit has."""
+    dirty = [row.name for arm in dict(subclaim.reads()) for row in rows[arm] if row.dirty]
+    text = f"{Kind.DIRTY.value}: {len(dirty)}, such as {dirty[0]}" if dirty else ""
+    return (Stamp(kind=Kind.DIRTY, text=text),) if dirty else ()
 
 
 def _failed_gates(subclaim: SubClaim, rows: Rows) -> str:
-    values = _values(subclaim, rows)
+    values = _numbers([(gate.arm, gate.metric) for gate in subclaim.gates], rows)
     failures = [gate.failure(values[gate.arm, gate.metric].values()) for gate in subclaim.gates]
     return "; ".join(failure for failure in failures if failure is not None)
 
 
 def stamps(findings: Iterable[Finding]) -> tuple[str, ...]:
-    """What has to stand below a table of these findings' study, each line once: rejected negative controls."""
-    found = (
-        stamp for finding in findings for stamp in finding.stamps if stamp.startswith("negative control")
-    )
+    """What has to stand below a table of these findings' study, each line once: rejected negative controls and those
+    that did not compare.
+    """
+    of_controls = (Kind.REJECTED, Kind.NOT_COMPARED)
+    found = (stamp.text for one in findings for stamp in one.stamps if stamp.kind in of_controls)
     return tuple(dict.fromkeys(found))
-
-
-def p_text(p: float) -> str:
-    """A p value as it is printed."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

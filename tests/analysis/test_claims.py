@@ -6,25 +6,25 @@ import sys
 
 import pytest
 
-from research.analysis.claims import (
-    Claim,
-    Gate,
-    Ledger,
-    Published,
-    SubClaim,
-    declared,
-    recorded_tests,
-    rule_hash,
-)
-from research.analysis.rules import ClaimError, Contrast, Counted, Difference, Level, NotTestable, Trend
+from research.analysis.claims import Claim, Gate, Ledger, Published, SubClaim, declared, recorded_tests
+from research.analysis.decisions import ClaimError
+from research.analysis.rules import Contrast, Counted, Difference, Level, NotTestable, Trend
 
 RULE = Contrast(metric="metrics.loss", arm="causal", baseline="prefix", expect="less")
 GATE = Gate(metric="metrics.slope", arm="causal", least=-0.1)
 CONTROL = Contrast(metric="metrics.loss", arm="causal", baseline="causal_again", expect="equal")
-SIZE = Difference(metric="metrics.loss", arm="causal_large", baseline="prefix_large")
-SUBCLAIM = SubClaim(
-    id="C2.loss", text="lower loss", rule=RULE, gates=(GATE,), controls=(CONTROL,), sizes=(SIZE,)
+SIZES = tuple(
+    Difference(metric="metrics.loss", arm=f"causal_{size}", baseline=f"prefix_{size}")
+    for size in ("s", "m", "l")
 )
+SEEDS = range(5)
+SUBCLAIM = SubClaim(
+    id="C2.loss", text="lower loss", rule=RULE, gates=(GATE,), controls=(CONTROL,), sizes=SIZES
+)
+
+
+def hash_of(subclaim, seeds=SEEDS):
+    return declared([subclaim], seeds)[subclaim.id].split()[0]
 
 
 def changed(value, **fields):
@@ -40,7 +40,7 @@ def changed(value, **fields):
     ],
 )
 def test_the_hash_is_not_of_texts(edit):
-    assert rule_hash(changed(SUBCLAIM, **edit)) == rule_hash(SUBCLAIM)
+    assert hash_of(changed(SUBCLAIM, **edit)) == hash_of(SUBCLAIM)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_the_hash_is_not_of_texts(edit):
     ]
     + [
         {"rule": Level(metric="metrics.loss", arm="causal", value=2.0, expect="less")},
-        {"rule": Counted(of=RULE)},
+        {"rule": Counted(of=changed(RULE, metric="budget.flops"))},
         {"rule": Trend(metrics=("metrics.loss",), arms=("causal", "prefix"), expect="rising")},
         {"gates": ()},
         {"gates": (changed(GATE, least=-0.2),)},
@@ -71,24 +71,24 @@ def test_the_hash_is_not_of_texts(edit):
     ids=str,
 )
 def test_the_hash_is_of_all_that_decides(edit):
-    assert rule_hash(changed(SUBCLAIM, **edit)) != rule_hash(SUBCLAIM)
+    assert hash_of(changed(SUBCLAIM, **edit)) != hash_of(SUBCLAIM)
 
 
 def test_the_hash_is_of_values_and_not_of_how_gin_wrote_them():
     whole, broken = (changed(SUBCLAIM, rule=changed(RULE, margin=margin)) for margin in (1, 1.0))
-    assert rule_hash(whole) == rule_hash(broken)
+    assert hash_of(whole) == hash_of(broken)
 
 
-def test_the_hash_is_the_same_in_another_process():
+def test_the_record_is_the_same_in_another_process():
     code = (
-        "from research.analysis.claims import SubClaim, rule_hash\n"
+        "from research.analysis.claims import SubClaim, declared\n"
         "from research.analysis.rules import Contrast\n"
         "rule = Contrast(metric='metrics.loss', arm='causal', baseline='prefix', expect='less')\n"
-        "print(rule_hash(SubClaim(id='C2.loss', text='', rule=rule)))"
+        "print(declared([SubClaim(id='C2.loss', text='', rule=rule)], (0, 1))['C2.loss'])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == rule_hash(SubClaim(id="C2.loss", text="", rule=RULE))
-    assert len(printed.strip()) == 64
+    assert printed.strip() == declared([SubClaim(id="C2.loss", text="", rule=RULE)], (0, 1))["C2.loss"]
+    assert len(printed.split()[0]) == 64
 
 
 def test_a_subclaim_reads_its_rule_gates_and_controls():
@@ -151,8 +151,35 @@ def test_the_record_is_of_the_declared_seeds():
 
 
 def test_a_rule_that_is_no_test_brings_none_and_equal_ones_are_one():
-    nothing = changed(SUBCLAIM, rule=NotTestable(reason="too large"), controls=())
+    nothing = changed(SUBCLAIM, rule=NotTestable(reason="too large"), controls=(), sizes=())
     assert recorded_tests(declared([nothing], (0,))["C2.loss"]) == {}
     twice = changed(SUBCLAIM, id="C3.again", text="the same in other words")
     one, other = (recorded_tests(value) for value in declared([SUBCLAIM, twice], (0,)).values())
     assert one == other
+
+
+def test_a_control_is_another_test_than_an_equal_rule():
+    one = changed(SUBCLAIM, rule=CONTROL, controls=(CONTROL,), sizes=())
+    assert len(recorded_tests(declared([one], SEEDS)["C2.loss"])["difference"]) == 2
+
+
+def test_what_is_recorded_in_another_form_brings_no_tests():
+    assert recorded_tests("") == recorded_tests("0" * 64) == {}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_trend_with_size_is_of_three_or_more(number):
+    with pytest.raises(ClaimError, match=f"SubClaim.sizes of C2.loss: {number}, expected at least 3"):
+        changed(SUBCLAIM, sizes=SIZES[:number])
+
+
+@pytest.mark.parametrize("rule", [CONTROL, NotTestable(reason="too large")])
+def test_what_expects_no_sign_has_no_sizes(rule):
+    with pytest.raises(ClaimError, match="expected none, since its rule expects no sign"):
+        changed(SUBCLAIM, rule=rule)
+
+
+@pytest.mark.parametrize("name", ["figure", "source"])
+def test_a_published_figure_has_a_figure_and_a_source(name):
+    with pytest.raises(ClaimError, match=f"Published.{name} is empty beside 'given'"):
+        Published(**{"figure": "given", "source": "given", "tag": "L", name: " "})

@@ -1,14 +1,19 @@
-"""What follows from verdicts on sub-claims, and what documents may say of it."""
+"""What follows from verdicts on sub-claims, the page that says it, and what documents may say of it."""
 
 import itertools
+from html import escape
 
 import pytest
 
+from research.analysis import claim_cards, claim_words
 from research.analysis.claims import Claim, Gate, Ledger, Published, SubClaim
-from research.analysis.conclusions import Judged, conclude, contradictions, markdown, stated, whole
-from research.analysis.rules import ClaimError, Contrast, Measured, Verdict
+from research.analysis.claims_page import markdown
+from research.analysis.conclusions import Judged, conclude, whole
+from research.analysis.decisions import ClaimError, Measured, Verdict
+from research.analysis.rules import Contrast
+from research.analysis.statements import contradictions, stated
 from research.analysis.statistics import Estimate
-from research.analysis.verdicts import Finding
+from research.analysis.verdicts import Finding, Kind, Stamp
 
 S, R, P, I, T, N, E, U = Verdict  # noqa: E741
 
@@ -68,6 +73,9 @@ FOUND = Measured(
 )
 
 
+REJECTED = Stamp(kind=Kind.REJECTED, text="negative control rejected: this")
+
+
 def finding(name="C1.loss", verdict=Verdict.SUPPORTED, found: Measured | None = FOUND, **fields):
     subclaim = SubClaim(id=name, text="what is said", rule=RULE, unit="nats", gates=fields.pop("gates", ()))
     p = None if found is None else 2e-9
@@ -78,7 +86,7 @@ def finding(name="C1.loss", verdict=Verdict.SUPPORTED, found: Measured | None = 
 
 def concluded() -> tuple[Judged, ...]:
     gated = finding("C1.gated", I, None, gates=(GATE,), reason=f"gate failed: expected {GATE.explain()}")
-    return conclude(LEDGER, [finding(stamps=("negative control rejected: this",)), gated])
+    return conclude(LEDGER, [finding(stamps=(REJECTED,)), gated])
 
 
 def test_every_claim_is_concluded():
@@ -97,62 +105,54 @@ def test_a_subclaim_of_no_claim_or_of_two_studies_is_refused():
 
 def test_the_page_shows_verdicts_numbers_and_sources():
     page = markdown(concluded())
-    assert "\n## C1: partly\n" in page
+    assert "\n## C1: partly, but a negative control was rejected\n" in page
     assert "\n## C2: no rule declared yet\n" in page
     assert "\n- 44.2 [L2] (a paper)\n" in page
     (line,) = [line for line in page.splitlines() if line.startswith("| C1.loss: what is said | ")]
     assert line.split(" | ")[1:8] == [
-        "supported; negative control rejected: this",
+        "supported, but a negative control was rejected; negative control rejected: this",
         "-0.2 ± 0.0039 nats (a note)",
-        "< 0.001",
+        "< 0.001, of difference",
         "5",
-        "0.0053",
+        "0.0053 nats",
         "study, small",
         "metrics.loss of a is less than metrics.loss of base; equal within 0.02 refutes",
     ]
     assert (
         "| C1.gated: what is said | inconclusive: gate failed: expected metrics.loss of a at most 0" in page
     )
-    assert "if: metrics.loss of a at most 0 |" in page
-    assert "| C1 | one \\| two | partly |" in page
+    assert "only if: metrics.loss of a at most 0 |" in page
+    assert "| C1 | one \\| two | partly, but a negative control was rejected |" in page
+
+
+def test_what_decided_is_named_beside_its_p():
+    equal = finding(by="equivalence")
+    assert claim_words.facts(equal)["p"] == ("< 0.001, of equivalence",)
+    assert claim_words.facts(finding(found=None))["p"] == ()
+
+
+def test_the_card_and_the_page_say_the_same_of_a_finding():
+    gated = finding(gates=(GATE,), reason="because of this", stamps=(REJECTED,))
+    page = markdown(conclude(LEDGER, [gated]))
+    card = claim_cards.card(gated)
+    for texts in claim_words.facts(gated).values():
+        for text in texts:
+            assert text in page
+            assert escape(text) in card
+    for said in (gated.said, REJECTED.text):
+        assert said in page
+        assert said in card
+
+
+def test_a_rejected_control_stands_in_the_overview():
+    overview = claim_cards.overview(concluded(), ())
+    assert 'class="verdict open">partly, but a negative control was rejected<' in overview
+    assert 'class="verdict open">supported, but a negative control was rejected<' in overview
+    plain = claim_cards.overview(conclude(LEDGER, [finding()]), ())
+    assert plain.count('class="verdict good">supported<') == 2
 
 
 def test_the_page_states_what_the_ledger_says():
     page, known = markdown(concluded()), concluded()
     assert contradictions(page, known) == ()
     assert {name for name, _ in stated(page)} == {"C1", "C2", "C1.loss", "C1.gated"}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("C5: supported", (("C5", S),)),
-        ("**C5.diversity** \u2014 Refuted, by 0.3 nats", (("C5.diversity", R),)),
-        ("| C12 | SFT forgets | not run yet |", (("C12", N),)),
-        ("- C1 is partly supported", (("C1", P),)),
-        ("C2 and C3: not testable at this scale", (("C3", T),)),
-        ("C2: supported; C3: inconclusive (gate failed)", (("C2", S), ("C3", I))),
-        ("C7 is measured\nsupported by nobody", ()),
-        ("unsupported C5", ()),
-        ("C5 is unsupported", ()),
-        ("BC5: supported", ()),
-    ],
-)
-def test_what_counts_as_stating_a_verdict(text, expected):
-    assert stated(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "lines"),
-    [
-        ("C1: partly\nC1.loss: supported\nC2 has no rule declared yet", 0),
-        ("C1: supported", 1),
-        ("C1.loss: refuted", 1),
-        ("C9: supported", 1),
-        ("C1.other: supported\nC2: refuted", 2),
-    ],
-)
-def test_what_a_document_states_is_what_the_ledger_says(text, lines):
-    found = contradictions(text, concluded())
-    assert len(found) == lines
-    assert all("see docs/CLAIMS.md" in line for line in found)

@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 from research.analysis import curves, drawing, fragments, html, tables
 from research.analysis.claims import Claim, Gate, Published, SubClaim
 from research.analysis.conclusions import Judged
+from research.analysis.decisions import Measured, Verdict
 from research.analysis.fragments import Run, Section, Tabled
 from research.analysis.rendering import Cell, Column, Table
 from research.analysis.results import Row
-from research.analysis.rules import Contrast, Measured, Verdict
+from research.analysis.rules import Contrast
 from research.analysis.statistics import Estimate
-from research.analysis.verdicts import Finding
+from research.analysis.verdicts import Finding, Kind, Stamp
 
 EMPTY = {"br", "img", "link", "meta", "polyline", "path", "li"}  # and those that end without an end tag
 
@@ -311,8 +312,9 @@ def test_a_claim_says_its_verdict_and_what_it_rests_on():
     words = " ".join(found.text.split())
     for expected in (
         "C2.loss: supported",
-        "-0.15 nats; 95 % interval -0.2 to -0.1; n = 5; detectable with 80 % power: 0.04",
-        "0.012, of difference, after Holm's correction",
+        "-0.15 ± 0.05 nats",
+        "0.012, of difference",
+        "detectable0.04 nats",
         "metrics.loss of prefix is less than metrics.loss of causal",
         "metrics.loss of causal at most 3",
         "it does <not> [L2] (somebody 2022)",
@@ -327,7 +329,7 @@ def test_what_is_not_decided_has_no_numbers():
     found = Page(page(section(baseline=None, findings=(unrun,))))
     assert "not run yet" in found.text
     assert "prefix has 2 of 5 seeds" in found.text
-    assert "Holm" not in found.text
+    assert "of difference" not in found.text
     assert "effect" not in found.text
 
 
@@ -339,7 +341,8 @@ def test_a_claim_of_a_study_that_is_not_in_the_page_is_listed_without_a_link():
 
 def test_a_rejected_control_stands_with_the_claim_and_above_the_table():
     stamp = "negative control rejected: a < b"
-    found = Page(page(section(findings=(finding(stamps=(stamp,)),))))
+    rejected = Stamp(kind=Kind.REJECTED, text=stamp)
+    found = Page(page(section(findings=(finding(stamps=(rejected,)),))))
     assert found.text.count(stamp) == 2
 
 

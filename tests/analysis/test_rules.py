@@ -5,8 +5,9 @@ import math
 import pytest
 import scipy.stats
 
+from research.analysis import statistics
+from research.analysis.decisions import LEAST_SEEDS, ClaimError, Undecidable, Verdict
 from research.analysis.rules import (
-    ClaimError,
     Contrast,
     Counted,
     Difference,
@@ -16,8 +17,6 @@ from research.analysis.rules import (
     NotTestable,
     RankContrast,
     Trend,
-    Undecidable,
-    Verdict,
 )
 
 JITTER = (0.004, -0.004, 0.002, -0.002, 0.0)  # over five seeds; its mean is zero
@@ -33,11 +32,15 @@ FLAT = (0.0,) * 5
 WIDE = (0.4, -0.4, 0.3, -0.2, -0.1)
 
 
-def verdict(rule, values):
+def decided(rule, values):
     found = rule.measure(values)
     return rule.judge(
         found, 1.0 if found.p is None else found.p, 1.0 if found.p_equal is None else found.p_equal
-    )[0]
+    )
+
+
+def verdict(rule, values):
+    return decided(rule, values).verdict
 
 
 def contrast(first, second, **fields):
@@ -53,6 +56,8 @@ def contrast(first, second, **fields):
         (+0.1, "less", Verdict.REFUTED),
         (-0.1, "greater", Verdict.REFUTED),
         (0.0, "less", Verdict.REFUTED),  # equal within 0.02 is an answer
+        (-0.01, "less", Verdict.REFUTED),  # significant with the expected sign, and equal
+        (0.01, "greater", Verdict.REFUTED),
         (0.0, "equal", Verdict.SUPPORTED),
         (-0.01, "equal", Verdict.SUPPORTED),  # significant, and within the margin
         (0.1, "equal", Verdict.REFUTED),
@@ -71,7 +76,9 @@ def test_a_contrast_that_seeds_drown_is_inconclusive(expect):
 def test_an_effect_below_the_least_does_not_support():
     fields = {"expect": "greater", "least": 0.5}
     assert contrast(around(1.6), around(1.0, FLAT), **fields) == Verdict.SUPPORTED
+    assert contrast(around(1.5001), around(1.0, FLAT), **fields) == Verdict.INCONCLUSIVE  # not surely more
     assert contrast(around(1.4), around(1.0, FLAT), **fields) == Verdict.INCONCLUSIVE
+    assert contrast(around(0.9), around(1.0, FLAT), **fields) == Verdict.REFUTED  # the other sign
     assert contrast(around(1.01), around(1.0, FLAT), **fields) == Verdict.REFUTED  # within the margin
 
 
@@ -80,7 +87,66 @@ def test_the_verdict_follows_the_corrected_p_and_not_the_raw_one():
     found = rule.measure({("a", "m"): around(1.1), ("b", "m"): around(1.0, FLAT)})
     assert found.p is not None
     assert found.p < 0.01
-    assert rule.judge(found, 0.06, 1.0) == (Verdict.INCONCLUSIVE, "not significant")
+    decision = rule.judge(found, 0.06, 1.0)
+    assert (decision.verdict, decision.reason) == (Verdict.INCONCLUSIVE, "not significant")
+
+
+@pytest.mark.parametrize(
+    ("difference", "expect", "by"),
+    [
+        (-0.1, "less", "difference"),
+        (0.1, "less", "difference"),
+        (0.0, "less", "equivalence"),
+        (0.0, "equal", "equivalence"),
+        (0.1, "equal", "difference"),
+        (0.0199, "equal", "equivalence"),
+    ],
+)
+def test_a_decision_names_the_family_whose_p_decided(difference, expect, by):
+    rule = Contrast(metric="m", arm="a", baseline="b", expect=expect)
+    values = {("a", "m"): around(1.0 + difference), ("b", "m"): around(1.0, FLAT)}
+    assert decided(rule, values).by == by
+
+
+def test_tiny_differences_with_one_sign_are_equal_and_support_nothing():
+    shifts = (-0.0010, -0.0011, -0.0009, -0.0012, -0.0008)
+    assert contrast(around(1.0, shifts), around(1.0, FLAT), expect="less") == Verdict.REFUTED
+
+
+def one_sided(differences, bound, alternative):
+    return scipy.stats.ttest_1samp(list(differences), bound, alternative=alternative).pvalue
+
+
+@pytest.mark.parametrize("mean", [-0.05, 0.03, 0.08, 0.2])
+@pytest.mark.parametrize(("expect", "bounds"), [("greater", (0.0, 0.06)), ("less", (-0.06, 0.0))])
+def test_the_test_of_difference_is_of_more_than_the_least(mean, expect, bounds):
+    noise = dict(zip(SEEDS, (0.03, -0.02, 0.01, -0.04, 0.02), strict=True))
+    values = {("a", "m"): {seed: mean + noise[seed] for seed in SEEDS}, ("b", "m"): dict.fromkeys(SEEDS, 0.0)}
+    found = Contrast(metric="m", arm="a", baseline="b", expect=expect, least=0.06).measure(values)
+    differences = values["a", "m"].values()
+    tails = one_sided(differences, bounds[0], "less"), one_sided(differences, bounds[1], "greater")
+    assert found.p == pytest.approx(min(1.0, 2 * min(tails)))
+    assert found.p_null == pytest.approx(scipy.stats.ttest_1samp(list(differences), 0.0).pvalue)
+
+
+def test_equality_is_refuted_by_a_test_against_the_margin_and_not_by_the_estimate():
+    noise = (0.03, -0.02, 0.01, -0.04, 0.02)
+    assert contrast(around(1.03, noise), around(1.0, FLAT), expect="equal") == Verdict.INCONCLUSIVE
+    rule = Contrast(metric="m", arm="a", baseline="b", expect="equal")
+    values = {("a", "m"): around(1.1, (0.03, -0.02, 0.01, -0.04, 0.02)), ("b", "m"): around(1.0, FLAT)}
+    found = rule.measure(values)
+    assert found.p == pytest.approx(2 * one_sided([0.1 + one for one in noise], 0.02, "greater"))
+
+
+def test_what_was_detectable_is_at_the_level_asked_and_beyond_the_least():
+    values = {("a", "m"): around(1.1), ("b", "m"): around(1.0, FLAT)}
+    deviation = statistics.paired_test(values["a", "m"], values["b", "m"]).deviation
+    rule = Contrast(metric="m", arm="a", baseline="b", expect="greater", least=0.05)
+    for level in (0.05, 0.005):
+        expected = 0.05 + deviation * statistics.minimum_detectable_effect(5, alpha=level)
+        assert rule.measure(values, level).detectable == pytest.approx(expected)
+    equal = Contrast(metric="m", arm="a", baseline="b", expect="equal")
+    assert math.isnan(equal.measure(values).detectable)
 
 
 def test_a_contrast_of_two_metrics_of_one_arm():
@@ -98,11 +164,23 @@ def test_nothing_is_compared_with_itself():
         Difference(metric="m", arm="a", baseline="a")
 
 
-def test_one_seed_tests_nothing():
-    rule = Contrast(metric="m", arm="a", baseline="b", expect="less")
-    with pytest.raises(Undecidable, match="1 paired seeds, expected 2") as caught:
-        rule.measure({("a", "m"): {0: 1.0, 1: 2.0}, ("b", "m"): {1: 2.0}})
+@pytest.mark.parametrize("kind", [Contrast, RankContrast])
+def test_few_seeds_test_nothing(kind):
+    rule = kind(metric="m", arm="a", baseline="b", expect="less")
+    values = {("a", "m"): around(1.0), ("b", "m"): dict.fromkeys(range(LEAST_SEEDS - 1), 2.0)}
+    with pytest.raises(Undecidable, match="^4 seeds, expected at least 5$") as caught:
+        rule.measure(values)
     assert caught.value.verdict == Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("difference", [0.0, -0.001, 0.3])
+def test_the_same_difference_at_every_seed_is_no_sample(difference):
+    values = {("a", "m"): around(1.0 + difference), ("b", "m"): around(1.0)}
+    rule = Contrast(metric="m", arm="a", baseline="b", expect="less")
+    with pytest.raises(
+        Undecidable, match="the same difference at every seed, so nothing is tested; use Counted"
+    ):
+        rule.measure(values)
 
 
 def test_arms_of_more_and_of_fewer_seeds_are_paired_on_what_both_declare():
@@ -212,6 +290,11 @@ def test_a_frontier_is_not_extrapolated(learnt):
         matched(arms=("ewc",)).measure(sweep(ewc=(learnt, 0.4)))
 
 
+def test_a_frontier_of_two_arms_at_one_place_is_none():
+    with pytest.raises(Undecidable, match="at seed 0 two of middle, fast, slow measured the same learnt"):
+        matched(arms=("ewc",)).measure(sweep(ewc=(1.6, 0.4), middle=(1.5, 0.7)))
+
+
 def test_several_arms_are_matched_at_a_value_only():
     with pytest.raises(ClaimError, match="at_value"):
         matched(arms=("a", "b"))
@@ -230,27 +313,54 @@ def test_censored_values_are_compared_by_rank_with_the_share_that_reached():
     assert verdict(rule, {("a", "steps"): b, ("b", "steps"): a}) == Verdict.REFUTED
     assert verdict(rule, {("a", "steps"): a, ("b", "steps"): a}) == Verdict.INCONCLUSIVE
     assert rule.unreached() == rule.reads()
+    asked = RankContrast(metric="steps", arm="a", baseline="b", expect="less", least=0.45)
+    assert verdict(asked, {("a", "steps"): a, ("b", "steps"): b}) == Verdict.SUPPORTED
+    nearly = {**b, 0: 150.0}
+    assert verdict(asked, {("a", "steps"): a, ("b", "steps"): nearly}) == Verdict.INCONCLUSIVE
 
 
 @pytest.mark.parametrize(
-    ("bytes_", "expect", "expected"),
+    ("flops", "expect", "expected"),
     [
         (16.0, "equal", Verdict.SUPPORTED),
         (16.1, "equal", Verdict.REFUTED),
         (16.0, "less", Verdict.REFUTED),
+        (15.99, "less", Verdict.REFUTED),  # equal within the margin
         (12.0, "less", Verdict.SUPPORTED),
     ],
 )
-def test_what_is_counted_is_compared_without_a_test(bytes_, expect, expected):
-    rule = Counted(of=Level(metric="bytes", arm="a", value=16.0, expect=expect))
-    assert rule.measure({("a", "bytes"): {0: bytes_}}).p is None
-    assert verdict(rule, {("a", "bytes"): dict.fromkeys(SEEDS, bytes_)}) == expected
+def test_what_is_counted_is_compared_without_a_test(flops, expect, expected):
+    rule = Counted(of=Level(metric="budget.flops", arm="a", value=16.0, expect=expect))
+    assert rule.measure({("a", "budget.flops"): {0: flops}}).p is None
+    assert verdict(rule, {("a", "budget.flops"): dict.fromkeys(SEEDS, flops)}) == expected
 
 
 def test_what_seeds_disagree_on_is_not_counted():
-    rule = Counted(of=Level(metric="bytes", arm="a", value=16.0, expect="equal"))
+    rule = Counted(of=Level(metric="budget.flops", arm="a", value=16.0, expect="equal"))
     with pytest.raises(Undecidable, match="not the same at every seed"):
-        rule.measure({("a", "bytes"): {0: 16.0, 1: 16.5}})
+        rule.measure({("a", "budget.flops"): {0: 16.0, 1: 16.5}})
+
+
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        (
+            Level(metric="metrics.loss", arm="a", value=2.0, expect="less"),
+            "Counted on metrics.loss of a: expected a",
+        ),
+        (
+            Contrast(metric="budget.flops", arm="a", baseline_metric="metrics.flops", expect="less"),
+            "Counted on metrics.flops of a",
+        ),
+        (
+            Trend(metrics=("budget.flops",), arms=("a", "b"), expect="rising"),
+            "Counted.of = Trend: expected a Contrast or a Level",
+        ),
+    ],
+)
+def test_what_is_sampled_is_not_counted(of, message):
+    with pytest.raises(ClaimError, match=message):
+        Counted(of=of)
 
 
 def test_what_is_not_testable_says_why():
@@ -264,7 +374,7 @@ def test_what_is_not_testable_says_why():
     [
         (
             Contrast(metric="m", arm="a", baseline="b", expect="less", least=0.1),
-            "m of a is less than m of b by at least 0.1; equal within 0.02 refutes",
+            "m of a is less than m of b by more than 0.1; equal within 0.02 refutes",
         ),
         (
             Contrast(metric="m", arm="a", baseline="b", expect="equal", margin=0.5),
@@ -275,10 +385,21 @@ def test_what_is_not_testable_says_why():
             matched(arms=("ewc",)),
             "at ewc's learnt: forgotten of ewc is less than forgotten of middle, fast, slow",
         ),
-        (Trend(metrics=("m",), arms=("a", "b"), expect="rising"), "m of a, b, in this order: rising"),
         (
-            Counted(of=Level(metric="m", arm="a", value=16, expect="equal")),
-            "m of a equals 16 within 0.02; counted",
+            Trend(metrics=("m",), arms=("a", "b"), expect="rising"),
+            "m of a, b, in this order: rising; ends equal",
+        ),
+        (
+            Trend(metrics=("m",), arms=("a", "b"), expect="rising", least=0.1),
+            "m of a, b, in this order: rising by more than 0.1 from end to end; ends equal within 0.02 refute",
+        ),
+        (
+            RankContrast(metric="m", arm="a", baseline="b", expect="less", least=0.3),
+            "m of a tends to be less than m of b, by rank, P(greater) estimated 0.3 or more from 1/2",
+        ),
+        (
+            Counted(of=Level(metric="budget.m", arm="a", value=16, expect="equal")),
+            "budget.m of a equals 16 within 0.02; counted",
         ),
     ],
 )

@@ -2,15 +2,16 @@
 
 import dataclasses
 import re
+import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
 from experiments import configs, ledger, study
-from research.analysis import claims, conclusions, results
-from research.analysis.rules import Contrast, Difference, Interaction, Verdict
+from research.analysis import claims, claims_page, results, statements
+from research.analysis.decisions import Verdict
+from research.analysis.rules import Contrast, Difference, Interaction
 
 RESULTS = configs.ROOT / "results"
 
@@ -39,12 +40,11 @@ def test_a_published_figure_names_its_source():
     for claim in known().claims:
         for one in claim.published:
             assert one.tag in ("L", "L2")
-            assert one.source
             assert re.search(r"\[M\]|\[L2?\]", one.figure + one.source) is None  # a tag is a field
 
 
 def test_the_page_is_what_the_rows_say():
-    assert ledger.PAGE.read_text() == conclusions.markdown(ledger.judged(RESULTS))
+    assert ledger.PAGE.read_text() == claims_page.markdown(ledger.judged(RESULTS))
 
 
 def test_documents_state_what_the_ledger_says():
@@ -54,50 +54,117 @@ def test_documents_state_what_the_ledger_says():
     found = {
         str(path): lines
         for path in documents
-        if (lines := conclusions.contradictions(path.read_text(), judged))
+        if (lines := statements.contradictions(path.read_text(), judged))
     }
     assert found == {}
-    assert {name for name, _ in conclusions.stated(ledger.PAGE.read_text())} >= {
-        f"C{n}" for n in range(1, 19)
-    }
+    assert {name for name, _ in statements.stated(ledger.PAGE.read_text())} >= {f"C{n}" for n in range(1, 19)}
 
 
-def test_a_study_without_rules_leaves_its_claims_undeclared(monkeypatch):
-    monkeypatch.setattr(ledger, "of_study", lambda *_: ())
-    assert {one.verdict for one in ledger.judged(RESULTS)} == {Verdict.UNDECLARED}
+STUDY = """
+from __gin__ import dynamic_registration
+from experiments import study
+from research.analysis import claims
+from research.analysis import rules
+
+study.Table:
+  arms = ('causal_lm', 'prefix_lm')
+  seeds = {'smoke': (0, 1), 'small': (1, 2, 3, 4, 5)}
+  columns = ('loss',)
+  compared = {'all': ('causal_lm', 'prefix_lm')}
+  claims = (@claims.SubClaim(),)
+claims.SubClaim:
+  id = 'C2.loss'
+  text = 'the causal decoder has the lower loss'
+  rule = @rules.Contrast()
+rules.Contrast:
+  metric = 'metrics.loss'
+  arm = 'prefix_lm'
+  baseline = 'causal_lm'
+  expect = 'greater'
+"""
 
 
-def test_a_study_is_judged_by_its_own_arms_seeds_and_rows(monkeypatch, tmp_path):
-    rule = Contrast(metric="metrics.loss", arm="prefix_lm@short", baseline="causal_lm", expect="greater")
-    subclaim = claims.SubClaim(id="C2.loss", text="the causal decoder has the lower loss", rule=rule)
-    table = SimpleNamespace(claims=(subclaim,), seeds={"smoke": (0, 1), "small": (1, 2, 3)})
-    planned = SimpleNamespace(arms=("causal_lm",), points={"prefix_lm@short": None})
-    monkeypatch.setattr(configs, "load", lambda target, files: table)
-    monkeypatch.setattr(study, "load", lambda name, scale: planned if scale in table.seeds else None)
-    (finding,) = ledger.of_study("architecture", tmp_path)
-    assert (finding.verdict, finding.scale) == (Verdict.NOT_RUN, "small")
-    for arm, shift in (("causal_lm", 0.0), ("prefix_lm@short", 0.5)):
-        for seed in (1, 2, 3):
+@pytest.fixture
+def project(monkeypatch, tmp_path):
+    """A project with the claims of this one and a study that declares a rule for one of them."""
+    folder = tmp_path / "configs" / "tiny"
+    folder.mkdir(parents=True)
+    shutil.copy(configs.ROOT / "configs" / "claims.gin", folder.parent)
+    (folder / "study.gin").write_text(STUDY)
+    for arm in ("causal_lm", "prefix_lm"):
+        (folder / f"{arm}.gin").write_text("")
+    monkeypatch.setattr(configs, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def save_rows(project, *, rules):
+    for arm, shift in (("causal_lm", 0.0), ("prefix_lm", 0.5)):
+        for seed in (1, 2, 3, 4, 5):
             save(
                 arm,
                 seed,
-                seed + shift + 0.01 * (seed == 2),
-                {subclaim.id: claims.rule_hash(subclaim)},
-                tmp_path,
+                seed + shift + 0.01 * (seed == 2) * (arm == "prefix_lm"),
+                rules,
+                project / "results",
             )
-    (finding,) = ledger.of_study("architecture", tmp_path)
-    assert finding.verdict == Verdict.SUPPORTED
+
+
+def test_a_study_is_judged_by_its_own_arms_seeds_and_rows(project):
+    (finding,) = ledger.of_study("tiny", project / "results")
+    assert (finding.verdict, finding.scale) == (Verdict.NOT_RUN, "small")
+    assert "causal_lm lacks seeds 1, 2, 3, 4, 5" in finding.reason
+    table = configs.load(study.Table, ["configs/tiny/study.gin"])
+    save_rows(project, rules=claims.declared(table.claims, table.seeds["small"]))
+    (finding,) = ledger.of_study("tiny", project / "results")
+    assert (finding.verdict, finding.study) == (Verdict.SUPPORTED, "tiny")
     assert finding.found is not None
-    assert finding.found.effect.n == 3
-    (elsewhere,) = ledger.of_study("architecture", tmp_path, "base")  # a scale that the study does not have
+    assert finding.found.effect.n == 5
+    (elsewhere,) = ledger.of_study(
+        "tiny", project / "results", "base"
+    )  # a scale that the study does not have
     assert (elsewhere.verdict, elsewhere.scale) == (Verdict.NOT_RUN, "base")
+
+
+def test_the_claims_of_a_project_follow_from_its_rows(project):
+    table = configs.load(study.Table, ["configs/tiny/study.gin"])
+    save_rows(project, rules=claims.declared(table.claims, table.seeds["small"]))
+    judged = {one.claim.id: one.verdict for one in ledger.judged(project / "results")}
+    assert judged.pop("C2") == Verdict.SUPPORTED
+    assert set(judged.values()) == {Verdict.UNDECLARED}
+
+
+def test_rows_from_before_the_rule_or_with_other_seeds_are_exploratory(project):
+    table = configs.load(study.Table, ["configs/tiny/study.gin"])
+    for rules in ({}, claims.declared(table.claims, (1, 2, 3, 4))):
+        save_rows(project, rules=rules)
+        (finding,) = ledger.of_study("tiny", project / "results")
+        assert finding.verdict == Verdict.EXPLORATORY
+
+
+def test_a_scale_that_claims_nothing_is_refused():
+    with pytest.raises(
+        configs.ConfigError, match="--scale=smoke: claims nothing, expected a scale such as small"
+    ):
+        ledger.judged(RESULTS, "smoke")
 
 
 def save(arm, seed, loss, rules, folder):
     empty = {str: "", int: 0, bool: False}
     fields = {field.name: empty.get(field.type, {}) for field in dataclasses.fields(results.Row)}
-    given = {"arm": arm, "seed": seed, "metrics": {"loss": loss}, "rules": rules, "key": "0" * 16}
-    results.save(results.Row(**{**fields, **given}), folder / "architecture" / "small" / "cells")
+    given = {
+        "study": "tiny",
+        "scale": "small",
+        "arm": arm,
+        "seed": seed,
+        "key": "0" * 16,
+        "design": arm,
+        "environment": {"attention": "dense", "matmul_precision": "float32"},
+        "data": {"fingerprint": "data", "order": f"order {seed}"},
+        "metrics": {"loss": loss},
+        "rules": rules,
+    }
+    results.save(results.Row(**{**fields, **given}), folder / "tiny" / "small" / "cells")
 
 
 @pytest.mark.slow
@@ -120,6 +187,9 @@ def test_the_command_says_in_one_line_what_is_wrong():
     code, out, error = command("--check", "now")
     assert (code, out) == (1, "")
     assert error == "error: unexpected argument 'now'; flags are given as --check\n"
+    code, out, error = command("--scale=smoke")
+    assert (code, out) == (1, "")
+    assert error == "error: --scale=smoke: claims nothing, expected a scale such as small\n"
 
 
 DECLARED = """
@@ -175,7 +245,7 @@ def test_a_subclaim_is_declared_in_gin(tmp_path):
     )
     found = configs.load(claims.SubClaim, [str(file)])
     assert found == expected
-    assert claims.rule_hash(found) == claims.rule_hash(expected)
+    assert claims.declared([found], (0, 1)) == claims.declared([expected], (0, 1))
 
 
 @pytest.mark.parametrize(
