@@ -122,12 +122,6 @@ def test_a_study_is_judged_once(rows, tmp_path, monkeypatch):
     assert calls.count("architecture") == 2  # where nothing is judged yet
 
 
-def test_cells_that_failed_are_named(stored, tmp_path, monkeypatch):
-    monkeypatch.setattr(report.cells, "failures", lambda folder: (f"{folder.name}: causal_lm seed 0",))
-    (found,) = report.sections(stored, tmp_path)
-    assert "Failed: smoke: causal_lm seed 0" in found.notes
-
-
 def test_rows_of_no_study_are_an_error(stored, tmp_path):
     shutil.move(stored / "architecture", stored / "archtecture")
     with pytest.raises(configs.ConfigError, match="--study=archtecture: no configs"):
