@@ -191,13 +191,13 @@ def _begin(places: Any, barrier: Any) -> None:
     """
     global _together
     _together = barrier
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
     cores = places.get()
     if cores:
         os.sched_setaffinity(0, cores)
         os.environ["OMP_NUM_THREADS"] = str(len(cores))
-    start.process()
+    start.process()  # which takes SIGTERM as Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 _together: Any = None

@@ -32,7 +32,9 @@ class Board:
     def __post_init__(self):
         self._outcomes: dict[str, Outcome] = {}
         self._began = time.time()
-        self._before: dict[str, int] = {}  # steps that an earlier launch had taken
+        logs = {cell.title: last(cell.job.folder, since=0) for cell in self.cells}
+        # Steps that an earlier launch had taken.
+        self._before = {title: 0 if log is None else log["step"] for title, log in logs.items()}
 
     def done(self, cell: Cell, outcome: Outcome) -> None:
         """Note how a cell ended."""
@@ -56,14 +58,14 @@ class Board:
             total += planned
             if cell.title in self._outcomes:
                 steps += planned
-                fresh += planned - self._before.get(cell.title, 0)
+                fresh += planned - self._before[cell.title]
                 continue
             log = last(cell.job.folder, since=self._began)
             if log is None:
                 continue
             step = log["step"]
-            first = self._before.setdefault(cell.title, step if step > planned // 2 else 0)
-            steps, fresh = steps + step, fresh + step - first
+            # It goes on from a checkpoint, which may be earlier than the log's end.
+            steps, fresh = steps + step, fresh + max(0, step - self._before[cell.title])
             lines.append((cell.title, step, planned, log))
         for title, step, planned, log in lines[:SHOWN]:
             speed, loss = log.get("tokens_per_second"), log.get("loss")

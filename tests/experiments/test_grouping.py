@@ -115,6 +115,18 @@ def test_the_fastest_way_is_chosen_by_trying_all(planned, capsys):
         assert f"{way} " in said
 
 
+def told_to_stop(_):
+    """How the process of a worker takes the signals that stop it, between runs."""
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_ends_without_a_word_when_it_is_told_to_stop():
+    with grouping.Workers(1) as workers:
+        ((_, found),) = workers.each(told_to_stop, [0])
+    assert found == [signal.SIG_DFL] * 2
+
+
 def counted(item):
     """Note that it was begun; some are killed, each time or until they run alone."""
     folder, number, fate = item

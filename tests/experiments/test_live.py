@@ -101,13 +101,24 @@ def test_what_an_earlier_launch_left_does_not_run(cells):
     assert shown(board) == ["0 of 4 cells done, 0 running"]
 
 
-def test_steps_of_an_earlier_launch_do_not_count_for_the_speed(cells, clock):
+@pytest.mark.parametrize("before", [20, 80])
+def test_steps_of_an_earlier_launch_do_not_count_for_the_speed(cells, clock, before):
+    log(cells[0], {"step": before, "loss": 1.0}, at=BEGAN - 1)
     board = Board(cells[:1])
-    log(cells[0], {"step": 80, "loss": 1.0})
+    log(cells[0], {"step": before - 10, "loss": 1.0})  # from an earlier checkpoint
+    clock.seconds += 60
     assert shown(board)[0] == "0 of 1 cells done, 1 running"
-    log(cells[0], {"step": 90, "loss": 1.0})
-    clock.seconds += 120
-    assert shown(board)[0] == "0 of 1 cells done, 1 running, about 2 min left"
+    log(cells[0], {"step": before + 10, "loss": 1.0})
+    minutes = (100 - before - 10) // 10 * 2
+    clock.seconds += 60
+    assert shown(board)[0] == f"0 of 1 cells done, 1 running, about {minutes} min left"
+
+
+def test_steps_of_this_launch_count_from_the_first(cells, clock):
+    board = Board(cells[:1])
+    log(cells[0], {"step": 80, "loss": 1.0})  # more than half before the first look
+    clock.seconds += 240
+    assert shown(board)[0] == "0 of 1 cells done, 1 running, about 1 min left"
 
 
 def test_a_launch_of_many_cells_at_once_stays_on_the_screen(tmp_path, cells):
