@@ -1,9 +1,7 @@
 """The cells of a study: what there is to run for each, which of them have a row, and how a row is made."""
 
-import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +49,7 @@ class Cell:
             self.runs / f"{self.arm}-s{self.seed}-{key[:12]}",
             self.title,
             self.study.table.evaluations,
+            self.again,
             declared(self.study.table.claims, self.study.table.seeds[self.study.scale]),
         )
 
@@ -72,11 +71,6 @@ class Cell:
             return None
         made = {name: experiment.hash_of(value) for name, value in self.job.evaluations.items()}
         return row if made.items() <= dict(row.evaluations).items() else None
-
-    @property
-    def failure(self) -> Path:
-        """The file that says why it has no row, where it has failed."""
-        return self.rows.parent / "failed" / f"{self.arm}-s{self.seed}.json"
 
 
 def of(
@@ -175,31 +169,22 @@ def save(cell: Cell, result: running.Result, *, timed: bool) -> float:
     """
     # Memory is the process's, which has run other cells before.
     timing = {**result["timing"], "peak_memory_bytes": None} if timed else dict.fromkeys(result["timing"])
-    rules = result["rules"] if (earlier := cell.saved) is None else earlier.rules
+    fields: dict[str, Any] = {**result, "timing": timing}
+    if (earlier := cell.saved) is not None:
+        fields["rules"] = earlier.rules
+        if (
+            earlier.code["fingerprint"] == result["code"]["fingerprint"]
+        ):  # the same run, with another evaluation
+            fields |= {"code": earlier.code, "timing": earlier.timing}
     place: dict[str, Any] = {"scale": cell.study.scale, "arm": cell.arm, "seed": cell.seed}
-    row = Row(study=cell.study.name, **place, **{**result, "timing": timing, "rules": rules})
+    row = Row(study=cell.study.name, **place, **fields)
     superseded = {path for path in cell.rows.glob("*.json") if _is_of(path.name, cell)}
     path = results.save(row, cell.rows)
-    for old in (superseded - {path}) | {cell.failure}:
+    for old in superseded - {path}:
         old.unlink(missing_ok=True)  # another launch may have been quicker
     return row.value("metrics.loss")
 
 
-def save_failure(cell: Cell, error: Exception) -> None:
-    """Record why a cell has no row, if that can be written: the error is told in any case."""
-    record = {"arm": cell.arm, "seed": cell.seed, "error": " ".join(str(error).split())}
-    with contextlib.suppress(OSError):
-        cell.failure.parent.mkdir(parents=True, exist_ok=True)
-        cell.failure.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def failures(folder: Path) -> list[str]:
-    """The cells of a study's folder that failed, a line each."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("failed/*.json"))]
-    return [f"{record['arm']} seed {record['seed']}: {record['error']}" for record in records]
-
-
 def _is_of(name: str, cell: Cell) -> bool:
     """Whether a file has the name of a row of that cell; arms may hold any character."""
-    arm, seed, _ = name.rsplit("-", 2)
-    return (arm, seed) == (cell.arm, f"s{cell.seed}")
+    return name.rpartition("-")[0] == f"{cell.arm}-s{cell.seed}"

@@ -19,6 +19,7 @@ from experiments import configs
 from research.analysis import budget
 from research.batch import Batch
 from research.data.layouts import InPlace
+from research.data.mixing import Mixture
 from research.data.objectives import Classification
 from research.data.pipeline import Data, Dataset
 from research.data.streams import Stream
@@ -89,7 +90,9 @@ class Experiment:
             )
 
     def key(self) -> str:
-        """sha256 (hex) of everything that decides the numbers: every value of the tree but four."""
+        """sha256 (hex) of everything that decides the numbers but the documents, whose fingerprint counts wherever they
+        lie; see `key`.
+        """
         tree = describe(dataclasses.replace(self, parallelism=Parallelism(), plan=loop.Plan(), keep=Keep()))
         del tree["trackers"]
         return _sha256(tree)
@@ -113,7 +116,13 @@ def load(files: Iterable[str], bindings: Sequence[str] = ()) -> tuple[Experiment
 
 def key(planned: Experiment, data_dir: str | None) -> str:
     """sha256 (hex) of all that decides the numbers of a run: the experiment with its seed, and the data."""
-    return _sha256([planned.key(), dataset(planned.data, data_dir).fingerprint])
+    return _sha256([planned.key(), fingerprint(planned.data, data_dir)])
+
+
+@functools.lru_cache(maxsize=4096)  # a study may have more data sets than are kept in memory
+def fingerprint(data: Data, data_dir: str | None) -> str:
+    """The fingerprint of the documents that a data set is made of."""
+    return dataset(data, data_dir).fingerprint
 
 
 def design(planned: Experiment, data_dir: str | None) -> str:
@@ -131,15 +140,21 @@ def _sha256(tree: Any) -> str:
 
 
 def describe(value: Any) -> Any:
-    """A config tree as JSON: frozen values by the name of their class and all their fields, defaults included."""
+    """A config tree as JSON: frozen values by the name of their class and all their fields, defaults included, but of
+    corpora only how they are mixed.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"is": type(value).__qualname__, **fields}
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if not isinstance(fields.get("corpus"), Mixture):
+            fields.pop("corpus", None)
+        return {"is": type(value).__qualname__, **{name: describe(part) for name, part in fields.items()}}
     if isinstance(value, tuple):
         return [describe(item) for item in value]
     if callable(value):
         return value.__qualname__
-    return value
+    return (
+        int(value) if isinstance(value, float) and value.is_integer() else value
+    )  # 0 and 0.0 are one number
 
 
 @functools.lru_cache(maxsize=16)
@@ -177,7 +192,7 @@ def _trainer(model: FamilyConfig, vocab: int, optimizer: Optimizer, recipe: Reci
     return Trainer(model, vocab=vocab, optimizer=optimizer, steps=steps, recipe=recipe)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=1024)
 def cost(model: FamilyConfig, data: Data, data_dir: str | None) -> budget.Budget:
     """What one training batch costs, counted on the first two."""
     with contextlib.closing(dataset(data, data_dir).training(seed=0)) as stream:

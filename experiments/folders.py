@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import itertools
 import json
 import os
 import subprocess
@@ -87,9 +88,17 @@ class RunFolder:
         """Write the result. RunError: it cannot be written."""
         write(self.path / "result.json", text_of(result))
 
-    def forget(self) -> None:
-        """Remove the result, so that the run begins again from its checkpoints."""
-        (self.path / "result.json").unlink()
+    def set_aside(self) -> None:
+        """Put all that the run has left into a folder of its own, so that it begins anew."""
+        number = next(n for n in itertools.count(1) if not (self.path / f"aside_{n}").exists())
+        left = [path for path in self.path.iterdir() if not path.name.startswith((".lock", "aside_"))]
+        aside = self.path / f"aside_{number}"
+        aside.mkdir()
+        # The result goes last: until then the next process sees a finished run.
+        for path in sorted(left, key=lambda path: path.name == "result.json"):
+            path.rename(aside / path.name)
+        self.known = {}
+        write(self.path / "config.gin", (aside / "config.gin").read_text())
 
     def close(self) -> None:
         """Let another process have it."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import cells, configs, experiment, ledger, masks, start, study, tabulate
+from experiments import configs, experiment, ledger, masks, start, study, tabulate
 from research.analysis import figures, fragments, html, results, tables
 from research.analysis.conclusions import Judged
 from research.analysis.fragments import Picture, Run, Section, Tabled

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from experiments import code, folders, start
+from experiments import code, folders, replays, start
 from experiments.experiment import (
     Experiment,
     classes,
@@ -32,7 +32,7 @@ from experiments.experiment import (
 )
 from research.analysis import budget, hardware
 from research.attention import core
-from research.data.pipeline import Batches, Dataset
+from research.data.pipeline import Batches
 from research.evaluation import likelihood
 from research.evaluation.trained import Evaluation, Trained
 from research.training import hyperparameters, loop
@@ -41,7 +41,9 @@ from research.training.ensemble import Ensemble, Solo
 from research.training.sharding import Placement
 from research.training.trackers import TensorBoard
 
-REPLAYED = 3  # steps that tell whether code still does what it did
+ORDERED = (
+    100  # steps whose windows the record of a run hashes: arms of a seed read the same, as far as each goes
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Job:
       folder: the run folder.
       title: what it is called where progress is shown.
       evaluations: what is measured beside the loss, by name.
-      rules: hashes of the rules that it decides, for the record; see `research.analysis.claims.rule_hash`.
+      anew: a result that other code has measured does not count.
+      rules: hashes of the rules that it decides, for the record; see `research.analysis.claims.declared`.
     """
 
     planned: Experiment
@@ -62,6 +65,7 @@ class Job:
     folder: Path
     title: str = "train"
     evaluations: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
+    anew: bool = False
     rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -196,8 +200,12 @@ class _Run:
             job.folder, key=self._key, fingerprint=self._text.fingerprint, config=job.config
         )
         self.error: Exception | None = None
+        self._data_dir, self._code = data_dir, code.fingerprint((planned, *job.evaluations.values()))
         try:
             self.finished: Result | None = self._folder.result
+            if job.anew and self.finished is not None and self.finished["code"]["fingerprint"] != self._code:
+                self._folder.set_aside()
+                self.finished = None
             lacking = self._lacking()
             if self.finished is None or lacking:
                 self._prepare(data_dir, together)
@@ -247,26 +255,48 @@ class _Run:
                     state.params, finished["metrics"].get("steps"), field=field
                 )
         except CheckpointError:
-            self._folder.forget()
+            self._folder.set_aside()
             self.finished = None
             return
         with surroundings(planned, self.placement):
             scores = self._evaluate(params, lacking)
+            replay = replays.replayed(planned, self.job.evaluations, self._data_dir, self.placement)
+        known = {**finished["replay"]["scores"], **{name: replay["scores"][name] for name in lacking}}
         self.finished = {
             **finished,
             "metrics": {**finished["metrics"], **scores},
             "evaluations": {**finished["evaluations"], **lacking},
+            "replay": {**finished["replay"], "scores": known},
         }
         self._folder.finish(self.finished)
 
     def begin(self, stack: contextlib.ExitStack, console: Console) -> loop.Member | None:
         """What the loop needs of it, or None where it cannot begin; what has to be closed is entered into `stack`."""
         try:
+            self._record["replay"] = self._replayed(console)
             self.status("running")
             return self._member(stack, console)
         except Exception as error:
             self._fail(error)
             return None
+
+    def _replayed(self, console: Console) -> Result:
+        """What the code of now makes of the first steps. Where a run was begun by code that made something else of
+        them, it begins anew: the rest of it would be of another experiment.
+        """
+        known, names = self._folder.known, self.job.evaluations.keys()
+        before = known.get("replay")
+        if (
+            before is not None
+            and known["code"]["fingerprint"] == self._code
+            and before["scores"].keys() == names
+        ):
+            return before
+        now = replays.replayed(self.job.planned, self.job.evaluations, self._data_dir, self.placement)
+        if before is not None and replays.furthest(before, now) > replays.TOLERANCE:
+            console.print(f"{self.job.title} begins anew: the code has come to measure something else")
+            self._folder.set_aside()
+        return now
 
     def _member(self, stack: contextlib.ExitStack, console: Console) -> loop.Member:
         planned, folder, solo = self.job.planned, self.job.folder, self.solo
@@ -340,8 +370,8 @@ class _Run:
         taken = {"steps": int(outcome.state.step)} if self.job.planned.early_stopping is not None else {}
         self.finished = {
             **self._record,
+            "budget": self._budget(outcome.steps),
             "evaluations": _hashes(self.job.evaluations),
-            "replay": _replayed(self.job.planned, self._text, self.solo),
             "metrics": {**metrics, **taken},
             "timing": timing if timed else dict.fromkeys(timing),
         }
@@ -387,7 +417,14 @@ class _Run:
             seed=self.job.planned.seed,
             place=self.solo.whole,
         )
-        return {name: dict(self.job.evaluations[name](trained)) for name in names}
+        found = {name: dict(self.job.evaluations[name](trained)) for name in names}
+        if wrong := [
+            f"{path} = {value}" for path, value in replays.numbers(found) if not math.isfinite(value)
+        ]:
+            raise ValueError(
+                f"{self.job.title}: evaluation {', '.join(wrong)}, expected numbers or None for what it cannot measure"
+            )
+        return found
 
     def _mine(self, step: int, params: Any, batches: Batches) -> None:
         """Choose hard examples where it is time to."""
@@ -402,26 +439,30 @@ class _Run:
             batches.mined(hard.hardest(ids, np.concatenate(rows)[: len(ids)]))
 
     def _describe(self) -> Result:
-        planned, price, text = self.job.planned, self.price, self._text
-        written = code.fingerprint((planned, *self.job.evaluations.values()))
+        planned, text = self.job.planned, self._text
         return {
             "key": self._key,
             "design": self._design,
             **folders.commit(),
-            "code": {"fingerprint": written, "checked": written, "stale": False},
+            "code": {"fingerprint": self._code, "checked": self._code, "stale": ""},
             # As they were when the run began: a rule that is written afterwards does not count.
             "rules": self._folder.known.get("rules", dict(self.job.rules)),
             "config": self.job.config,
             "environment": self._environment(),
-            "data": {"fingerprint": text.fingerprint, "order": text.order(planned.seed, planned.steps)},
-            "budget": {
-                "parameters": price.parameters,
-                "flops_per_token": price.flops_per_token,
-                "train_flops": price.train_flops * planned.steps,
-                "tokens_seen": price.tokens * planned.steps,
-                "loss_tokens": price.loss_tokens * planned.steps,
-                "steps": planned.steps,
-            },
+            "data": {"fingerprint": text.fingerprint, "order": text.order(planned.seed, ORDERED)},
+            "budget": self._budget(planned.steps),
+        }
+
+    def _budget(self, steps: int) -> Result:
+        """What so many steps cost."""
+        price = self.price
+        return {
+            "parameters": price.parameters,
+            "flops_per_token": price.flops_per_token,
+            "train_flops": price.train_flops * steps,
+            "tokens_seen": price.tokens * steps,
+            "loss_tokens": price.loss_tokens * steps,
+            "steps": steps,
         }
 
     def _environment(self) -> Result:
@@ -430,26 +471,11 @@ class _Run:
             return environment(self.job.planned) | start.settings()
 
 
-def replay(planned: Experiment, data_dir: str | None) -> Result:
-    """What the code of now makes of the first steps of an experiment: `losses` of `REPLAYED` steps, and `evaluation`,
-    the held-out loss of one batch after them. Nothing is saved; hard examples are not chosen.
-    """
-    text, placed = dataset(planned.data, data_dir), placement(planned)
-    functions = trainer(planned, text.tokenizer.vocab_size)
-    with surroundings(planned, placed):
-        return _replayed(planned, text, Solo(functions, rows=planned.data.batch, placement=placed))
-
-
-def _replayed(planned: Experiment, text: Dataset, solo: Solo) -> Result:
-    state, losses = solo.join([solo.initial(jax.random.key(planned.seed), planned.numbers)]), []
-    batches = text.training(planned.seed, host=solo.host, hosts=solo.hosts)
-    with contextlib.closing(batches):
-        for _ in range(min(REPLAYED, planned.steps)):
-            state, metrics = solo.step(state, solo.place([next(batches)]), np.ones(1, bool))
-            losses.append(float(metrics["loss"][0]))
-    first = text.held_out("test")[:1]
-    params = solo.member(state, 0).evaluated
-    return {"losses": losses, "evaluation": solo.trainer.evaluate(params, solo.whole(first))}
+def replay(job: Job, data_dir: str | None) -> Result:
+    """What the code of now makes of a run of a few steps; see `replays.replayed`."""
+    placed = placement(job.planned)
+    with surroundings(job.planned, placed):
+        return replays.replayed(job.planned, job.evaluations, data_dir, placed)
 
 
 def _hashes(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:

@@ -18,7 +18,7 @@ def _row(arm, seed, loss):
     files = [f"configs/architecture/{arm}.gin", "configs/scale/smoke.gin"]
     values = {
         **{"study": "architecture", "scale": "smoke", "arm": arm, "seed": seed},
-        **{"key": f"{seed}" * 64, "commit": "c0ffee", "dirty": False},
+        **{"key": f"{seed}" * 64, "design": arm, "commit": "c0ffee", "dirty": False},
         "config": experiment.load(files, [f"train.seed={seed}"])[1],
         "environment": {"attention": "dense", "matmul_precision": "float32"},
         "data": {"fingerprint": "feedbeef" * 8, "order": f"{seed}" * 64},

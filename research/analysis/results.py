@@ -17,14 +17,16 @@ class Row:
     """One measured cell: one arm with one seed, and all it needs to be believed.
 
     `key` hashes what determines the result: the experiment with its seed, and the data; `design` the
-    same without the seed, so that all rows of an arm share it. `config` is the operative gin text. Losses are nats per target token, memory is bytes, time is seconds. A
-    timing value is None where it was taken beside other work (parallel workers, a shared process).
-    A metric is a number, or a mapping from labels (lengths, temperatures, ...) to numbers.
+    same without the seed, so that all rows of an arm share it. `config` is the operative gin text.
+    Losses are nats per target token, memory is bytes, time is seconds. A timing value is None where
+    it was taken beside other work (parallel workers, a shared process). A metric is a number, or a
+    mapping from labels (lengths, temperatures, ...) to numbers.
 
     `code` says which code it comes from (`fingerprint`), which code it was last compared with
-    (`checked`) and whether that measured something else (`stale`), as `replay` tells: the losses of
-    the first steps and of a batch after them. `rules` holds a hash of each rule that the row decides, as
-    it was when the cell began, and `evaluations` one of each evaluation that was made.
+    (`checked`) and whether the row is `stale`: "code" if that measured something else in `replay`, a
+    run of a few steps, "config" if the arm is another one since, "" if neither. `rules` records the
+    rules that the study had declared when the cell began, and `evaluations` a hash of each
+    evaluation that was made.
     """
 
     study: str

@@ -299,14 +299,23 @@ def _of_differences(declared: Sequence[Comparison | None]) -> str:
     return text
 
 
+_STALE = {
+    "code": "Stale, since the code has come to measure something else",
+    "config": "Stale, since the arm is another one by now",
+}
+
+
 def _stale(rows: Sequence[Row]) -> list[str]:
-    """A note on rows that the code would no longer measure."""
-    stale: dict[str, list[str]] = {}
-    for row in rows:
-        if row.code.get("stale"):
-            stale.setdefault(row.arm, []).append(str(row.seed))
-    named = "; ".join(f"{arm} (seeds {', '.join(seeds)})" for arm, seeds in stale.items())
-    return [f"Stale, since the code has come to measure something else: {named}."] if stale else []
+    """A note on rows that the code and the configs of now would not measure."""
+    notes = []
+    for reason, text in _STALE.items():
+        stale: dict[str, list[str]] = {}
+        for row in rows:
+            if row.code.get("stale") == reason:
+                stale.setdefault(row.arm, []).append(str(row.seed))
+        named = "; ".join(f"{arm} (seeds {', '.join(seeds)})" for arm, seeds in stale.items())
+        notes += [f"{text}: {named}."] if stale else []
+    return notes
 
 
 def _provenance(rows: Sequence[Row], seeds: Sequence[int]) -> str:

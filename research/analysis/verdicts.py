@@ -205,7 +205,7 @@ def _blocked(
     if stale := [row.name for row in involved if row.code.get("stale")]:
         return Undecidable(
             Verdict.EXPLORATORY,
-            f"stale: the code has come to measure something else than {len(stale)} of the rows, such as {stale[0]}",
+            f"stale: the code or the arms have come to be others than those of {len(stale)} rows, such as {stale[0]}",
         )
     values = dict(_numbers([(gate.arm, gate.metric) for gate in subclaim.gates], rows))
     for rule in (subclaim.rule, *subclaim.controls):

@@ -5,6 +5,7 @@ and seed holds the same window ids in the same order, whatever its objective, la
 depends on its number alone, so neither workers nor threads nor hosts nor a resumed run change it.
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -284,6 +285,14 @@ class Dataset:
         lengths = self.data.lengths(self.data.scored(self.data.parts[i]) for i in parts)
         rows = [[features] for i in parts for features in self._held_out(split, i)]
         return self._batches(rows, lengths)
+
+    def fewer(self, held_out: int) -> "Dataset":
+        """The same with at most so many windows held out."""
+        few = copy.copy(self)  # what was checked when it was made holds
+        object.__setattr__(
+            few, "data", dataclasses.replace(self.data, held_out=min(held_out, self.data.held_out))
+        )
+        return few
 
     def order(self, seed: int, steps: int) -> str:
         """sha256 (hex) of the window ids that the first `steps` batches of unpacked training draw (of a stream, of the

@@ -116,6 +116,7 @@ class Outcome:
 
     Attributes:
       state: its last state, or the best one under early stopping.
+      steps: that were taken, those of earlier processes included.
       tokens_per_second: read by the whole group; None if no step was timed.
       utilisation: share of the devices' peak that went into model FLOPs, or None.
       seconds: of this process's part.
@@ -123,6 +124,7 @@ class Outcome:
     """
 
     state: TrainState
+    steps: int
     tokens_per_second: float | None
     utilisation: float | None
     seconds: float
@@ -226,7 +228,7 @@ def run(
     for index, run in enumerate(runs):
         state = engine.member(group, index)
         chosen = run.attempt(run.best, state) or state
-        outcomes.append(Outcome(chosen, *clock.overall(work.peak), seconds, run.error))
+        outcomes.append(Outcome(chosen, run.done, *clock.overall(work.peak), seconds, run.error))
     return outcomes
 
 

@@ -22,7 +22,7 @@ def row(arm="causal", seed=0, key="0123456789abcdef", **changes):
         "commit": "c0ffee",
         "dirty": False,
         "config": "train.steps = 3\n",
-        "code": {"fingerprint": "f", "checked": "f", "stale": False},
+        "code": {"fingerprint": "f", "checked": "f", "stale": ""},
         "replay": {"losses": [3.0, 2.9, 2.8], "evaluation": 2.7},
         "rules": {"C1.efficiency": "beef"},
         "evaluations": {},

@@ -38,7 +38,7 @@ def row(arm, seed, loss, *, key="0123456789abcdef", **changes):
         },
     }
     sections |= {
-        "code": {"fingerprint": "f", "checked": "f", "stale": False},
+        "code": {"fingerprint": "f", "checked": "f", "stale": ""},
         "replay": {"losses": [3.0, 2.9, 2.8], "evaluation": 2.7},
         "rules": {},
         "evaluations": {},
@@ -465,7 +465,7 @@ def test_a_column_may_be_the_path_of_a_metric_that_some_arms_lack():
 
 
 def test_rows_that_the_code_would_no_longer_measure_are_named():
-    stale = {"fingerprint": "f", "checked": "g", "stale": True}
+    stale = {"fingerprint": "f", "checked": "g", "stale": "code"}
     rows = [
         dataclasses.replace(row("causal", seed, 2.0), code=stale) if seed else row("causal", 0, 2.0)
         for seed in (0, 1, 2)

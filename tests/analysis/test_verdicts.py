@@ -418,11 +418,11 @@ def test_a_verdict_says_whether_its_sign_holds_at_other_sizes(sizes, expected):
 
 def test_stale_rows_give_no_verdict():
     claim = subclaim()
-    rows = changed(rows_of([claim], MEANS, JITTERS), {"a": [2], "c": SEEDS}, code={"stale": True})
+    rows = changed(rows_of([claim], MEANS, JITTERS), {"a": [2], "c": SEEDS}, code={"stale": "code"})
     (finding,) = judged(claim, rows=rows)
     assert (finding.verdict, finding.found) == (Verdict.EXPLORATORY, None)
     assert finding.reason == (
-        "stale: the code has come to measure something else than 1 of the rows, such as a-s2-000000000000.json"
+        "stale: the code or the arms have come to be others than those of 1 rows, such as a-s2-000000000000.json"
     )
 
 

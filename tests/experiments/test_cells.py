@@ -2,7 +2,6 @@
 # ruff: noqa: F811 (fixtures)
 
 import dataclasses
-import json
 
 import pytest
 from test_launch import matched, project  # noqa: F401
@@ -15,7 +14,7 @@ def result(cell, **given):
     """What a run of the cell would have measured."""
     given = {
         "key": cell.job.folder.name.rsplit("-", 1)[1],
-        "code": {"fingerprint": "f", "checked": "f", "stale": False},
+        "code": {"fingerprint": "f", "checked": "f", "stale": ""},
         "rules": {"C1.x": "as the run began"},
         "metrics": {"loss": 2.5},
         "timing": {"tokens_per_second": 10.0, "peak_memory_bytes": 5},
@@ -38,9 +37,23 @@ def test_the_rules_of_a_row_stay_when_the_same_experiment_is_run_again(cell):
     assert cell.row is None
     assert cells.save(cell, result(cell), timed=True) == 2.5
     assert cell.row.rules == {"C1.x": "as the run began"}
-    cells.save(cell, result(cell, rules={"C1.x": "changed since"}, metrics={"loss": 2.25}), timed=True)
+    other = {"fingerprint": "g", "checked": "g", "stale": ""}
+    cells.save(
+        cell, result(cell, rules={"C1.x": "changed since"}, metrics={"loss": 2.25}, code=other), timed=True
+    )
     assert cell.row.rules == {"C1.x": "as the run began"}
     assert cell.row.value("metrics.loss") == 2.25
+    assert cell.row.code == other
+
+
+def test_an_evaluation_that_comes_later_leaves_what_is_known_of_the_run(cell):
+    cells.save(cell, result(cell), timed=True)
+    found = {"checked": "g", "stale": "code"}
+    results.save(dataclasses.replace(cell.saved, code={**cell.saved.code, **found}), cell.rows)
+    cells.save(cell, result(cell, metrics={"loss": 2.5, "x": 1.0}), timed=False)
+    assert cell.row.value("metrics.x") == 1.0
+    assert cell.row.code == {"fingerprint": "f", **found}
+    assert cell.row.timing["tokens_per_second"] == 10.0
 
 
 def test_the_rows_of_an_arm_as_it_was_make_way(cell):
@@ -54,22 +67,14 @@ def test_the_rows_of_an_arm_as_it_was_make_way(cell):
 
 
 def test_a_stale_row_counts_unless_it_is_to_be_run_again(cell):
-    cells.save(cell, result(cell, code={"fingerprint": "f", "checked": "g", "stale": True}), timed=True)
+    cells.save(cell, result(cell, code={"fingerprint": "f", "checked": "g", "stale": "code"}), timed=True)
     again = dataclasses.replace(cell, again=True)
     assert cell.row is not None
     assert again.row is None
     assert again.saved is not None
-    cells.save(again, result(again), timed=True)
+    other = {"fingerprint": "g", "checked": "g", "stale": ""}
+    cells.save(again, result(again, code=other), timed=True)
     assert again.row is not None
-
-
-def test_a_failure_is_recorded_until_the_cell_has_a_row(cell):
-    folder = cell.rows.parent
-    assert cells.failures(folder) == []
-    cells.save_failure(cell, RuntimeError("no memory:\n  for that"))
-    assert cells.failures(folder) == ["causal seed 0: no memory: for that"]
-    cells.save(cell, result(cell), timed=False)
-    assert cells.failures(folder) == []
 
 
 def test_cells_that_cannot_be_planned_are_told_from_the_others(matched, tmp_path):
@@ -90,8 +95,3 @@ def test_seeds_are_the_first_of_those_declared(matched):
         configs.ConfigError, match=r"^--seeds=4: study tiny has 3 at scale smoke; see Table.seeds in"
     ):
         planned.limited(4)
-
-
-def test_what_is_recorded_is_json_of_one_line_of_text(cell):
-    cells.save_failure(cell, ValueError("a\nb"))
-    assert json.loads(cell.failure.read_text()) == {"arm": "causal", "seed": 0, "error": "a b"}

@@ -95,17 +95,21 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, changes,
     again.close()
 
 
-def test_a_result_is_there_until_it_is_forgotten(tmp_path):
+def test_a_result_is_there_until_it_is_put_aside(tmp_path):
     folder = opened(tmp_path)
     assert folder.result is None
-    folder.finish({"loss": 1.5})
-    assert folder.result == {"loss": 1.5}
-    folder.forget()
-    assert folder.result is None
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        folder.finish({"loss": float("nan")})
-    assert folder.result is None
-    folder.close()
+    for number, loss in ((1, 1.5), (2, 2.5)):
+        folder.finish({"loss": loss})
+        (folder.path / "checkpoints").mkdir()
+        assert folder.result == {"loss": loss}
+        folder.set_aside()
+        assert folder.result is None
+        assert folder.known == {}
+        assert not (folder.path / "checkpoints").exists()
+        aside = folder.path / f"aside_{number}"
+        assert json.loads((aside / "result.json").read_text()) == {"loss": loss}
+        assert (aside / "checkpoints").exists()
+    assert (folder.path / "config.gin").exists()
 
 
 def test_what_cannot_be_written_is_one_line_and_leaves_nothing_behind(tmp_path):

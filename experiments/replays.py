@@ -1,0 +1,79 @@
+"""Replays: what the code of now makes of a run of three steps, to tell whether it still measures what a row says.
+
+The steps read the run's first windows, but are a whole run: the learning rate rises, peaks and falls within them, since
+in the first three steps of a warm-up an optimiser moves nothing. Held-out losses and evaluations read a few windows.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.experiment import Experiment, dataset, trainer
+from research.evaluation.trained import Evaluation, Trained
+from research.training.ensemble import Solo
+from research.training.sharding import Placement
+
+STEPS = 3
+WINDOWS = 16  # that are held out
+TOLERANCE = 1e-5  # relative: rounding moves a loss by less, and hardly any change of what is computed does
+
+
+def replayed(
+    planned: Experiment,
+    evaluations: Mapping[str, Evaluation],
+    data_dir: str | None,
+    placed: Placement | None,
+) -> dict[str, Any]:
+    """`losses` of each step, `evaluation`, the held-out loss after them, and `scores` of the evaluations then.
+
+    Nothing is saved, and hard examples are not chosen. `placed`: where it runs; see `running.placement`.
+    """
+    text = dataset(planned.data, data_dir)
+    short = dataclasses.replace(planned, steps=STEPS, early_stopping=None)
+    functions = trainer(short, text.tokenizer.vocab_size)
+    solo = Solo(functions, rows=planned.data.batch, placement=placed)
+    state, losses = solo.join([solo.initial(jax.random.key(planned.seed), short.numbers)]), []
+    with contextlib.closing(text.training(planned.seed, host=solo.host, hosts=solo.hosts)) as batches:
+        for batch in itertools.islice(batches, STEPS):
+            state, metrics = solo.step(state, solo.place([batch]), np.ones(1, bool))
+            losses.append(float(metrics["loss"][0]))
+    few, params = text.fewer(WINDOWS), solo.member(state, 0).evaluated
+    trained = Trained(trainer=functions, params=params, text=few, seed=planned.seed, place=solo.whole)
+    return {
+        "losses": losses,
+        "evaluation": functions.evaluate(params, solo.whole(few.held_out("test"))),
+        "scores": {name: dict(evaluation(trained)) for name, evaluation in evaluations.items()},
+    }
+
+
+def furthest(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+    """The greatest relative difference between the numbers of two replays; infinite where only one has a number, but
+    scores of evaluations that only one knows do not count.
+    """
+    names = before["scores"].keys() & after["scores"].keys()
+    one, two = (
+        dict(numbers({**replay, "scores": {name: replay["scores"][name] for name in names}}))
+        for replay in (before, after)
+    )
+    if one.keys() != two.keys():
+        return math.inf
+    moved = [abs(one[path] - two[path]) / max(abs(one[path]), 1e-12) for path in one]
+    return math.inf if any(map(math.isnan, moved)) else max(moved)
+
+
+def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers in nested mappings and lists, each with the path to it."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from numbers(part, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from numbers(part, f"{path}.{index}")
+    elif value is not None:
+        yield path, float(value)
