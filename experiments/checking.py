@@ -1,7 +1,8 @@
 """Whether the numbers of a table can be believed: where one comes from, and whether it comes out again."""
 
+import dataclasses
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -9,8 +10,9 @@ from rich.console import Console
 from experiments import cells, configs, running, staleness
 from experiments.cells import Cell
 from experiments.study import Study
-from research.analysis import results, statistics, tables
+from research.analysis import readings, results, statistics, tables
 from research.analysis.results import Row
+from research.training import loop
 
 TOLERANCE = 1e-4  # relative, of a loss on the same versions and the same kind of machine
 SAME = ("python", "jax", "flax", "platform", "device", "processor", "attention", "matmul_precision")
@@ -23,13 +25,20 @@ def trace(planned: Study, rows: Sequence[Row], cell: str) -> Iterator[str]:
       cell: arm/column, such as causal_lm/loss; the column is a measure or the path of a number in a row.
 
     Raises:
-      TableError: no such arm or column.
+      TableError: no such arm, or no number of that name.
     """
     arm, slash, column = cell.partition("/")
     every = [name for arms in planned.groups.values() for name in arms]
     if not slash or arm not in every:
-        raise tables.TableError(f"--trace={cell}: expected ARM/COLUMN with one of the arms {every}")
-    path = tables.MEASURES[column].path if column in tables.MEASURES else column
+        near = readings.meant(arm, every)
+        raise tables.TableError(f"--trace={cell}: expected ARM/COLUMN with one of the arms {every}{near}")
+    try:
+        path = tables.measure(column).path
+    except tables.TableError:
+        raise tables.TableError(
+            f"--trace={cell}: {column!r} is no number of a row, expected one of {list(tables.MEASURES)} or a path such "
+            f"as metrics.loss{readings.meant(column, tables.MEASURES)}"
+        ) from None
     own = results.select(rows, [arm], planned.seeds)
     found = {row.seed: row for row in own}
     for seed in planned.seeds:
@@ -41,14 +50,22 @@ def trace(planned: Study, rows: Sequence[Row], cell: str) -> Iterator[str]:
             value = row.value(path)
         except KeyError as error:
             raise tables.TableError(f"--trace={cell}: {error.args[0]}") from None
+        if isinstance(value, Mapping):
+            raise tables.TableError(
+                f"--trace={cell}: {path} of {row.name} is a series, expected a number; add one of its labels: "
+                f"{', '.join(map(str, value))}"
+            )
         commit = f"{row.commit[:12]}{' and changes' if row.dirty else ''}"
         yield f"seed {seed}  {path} = {value}  {row.name}  commit {commit}  data {row.data['fingerprint'][:12]}"
-    yield f"runs/{planned.folder}/<name of the row> holds curves and checkpoints, where they were kept"
 
 
-def verify(planned: Study, results_dir: Path | str, data_dir: str | None, console: Console) -> list[Cell]:
-    """The cells whose rows the code would no longer measure; the rows say so from then on."""
-    return staleness.check(_of(planned, results_dir, "runs", data_dir), console)
+def verify(planned: Study, results_dir: Path | str, data_dir: str | None, console: Console) -> list[str]:
+    """Find the rows that the code would no longer measure, which say so from then on; a line for each cell that cannot
+    be planned.
+    """
+    every, broken = _of(planned, results_dir, data_dir)
+    staleness.check(every, console)
+    return [f"{cell.title}: {error}" for cell, error in broken.items()]
 
 
 def check(
@@ -62,19 +79,24 @@ def check(
     Args:
       names: arms, or arm:seed; none: the cheapest cell that has a row.
 
-    Returns: a line for each that does not agree.
+    Returns: a line for each that does not agree, or diverges.
 
     Raises:
-      ConfigError: a cell that is not there or has no row, or a row elsewhere of an arm with one seed.
+      ConfigError: a cell that is not there, has no row or cannot be planned, or a row elsewhere of an arm with one
+        seed.
     """
-    every = _of(planned, results_dir, "runs", data_dir)
+    every, broken = _of(planned, results_dir, data_dir)
     failed = []
     with tempfile.TemporaryDirectory() as apart:
-        for cell in _named(every, names):
+        for cell in _named(every, broken, names):
             row = cell.row
             assert row is not None
-            job = _of(planned, results_dir, apart, data_dir)[every.index(cell)].job
-            result = running.run(job, data_dir=data_dir, console=console)
+            job = dataclasses.replace(cell, runs=Path(apart)).job
+            try:
+                result = running.run(job, data_dir=data_dir, console=console)
+            except loop.Diverged as error:
+                failed.append(f"{error}, but its row has loss {row.value('metrics.loss'):.6f}")
+                continue
             before, after = row.value("metrics.loss"), result["metrics"]["loss"]
             differing = [
                 name for name in SAME if row.environment.get(name) != result["environment"].get(name)
@@ -101,12 +123,15 @@ def _bounds(before: float, losses: Sequence[float], differing: Sequence[str]) ->
     return low, high, f"95 % of new runs, since {', '.join(differing)} differ"
 
 
-def _of(planned: Study, results_dir: Path | str, runs_dir: Path | str, data_dir: str | None) -> list[Cell]:
+def _of(
+    planned: Study, results_dir: Path | str, data_dir: str | None
+) -> tuple[list[Cell], dict[Cell, Exception]]:
+    """All cells of a study that can be planned, and why others cannot."""
     arms = [arm for arms in planned.groups.values() for arm in arms]
-    return cells.of(planned, arms, results_dir, runs_dir, data_dir)
+    return cells.sound(cells.of(planned, arms, results_dir, "runs", data_dir))
 
 
-def _named(every: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
+def _named(every: Sequence[Cell], broken: Mapping[Cell, Exception], names: Sequence[str]) -> list[Cell]:
     """The cells with a row that the names choose."""
     measured = [cell for cell in every if cell.row is not None]
     if not measured:
@@ -118,6 +143,8 @@ def _named(every: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
     chosen = []
     for name in names:
         arm, _, seed = name.partition(":")
+        if why := [error for cell, error in broken.items() if cell.arm == arm]:
+            raise configs.ConfigError(f"--cells={name}: {why[0]}")
         own = [cell for cell in measured if cell.arm == arm and seed in ("", str(cell.seed))]
         if not own:
             raise configs.ConfigError(

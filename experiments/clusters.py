@@ -1,8 +1,8 @@
 """Cells as jobs of a cluster: Slurm by submitit, or what stands in for it on one machine.
 
 A job that is preempted or runs out of time is put into the queue again, and its cell goes on from its newest
-checkpoint, or, if it was told by SIGTERM, on which a run saves, from where it was. Rows and run folders have to lie on a
-disk that the nodes share.
+checkpoint, or, if it was told by SIGTERM, on which a run saves, from where it was. Rows and run folders have to lie
+on a disk that the nodes share.
 """
 
 import ast
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import submitit
 
 from experiments import start
@@ -73,6 +74,17 @@ def _outcome(job: submitit.Job) -> Any:
     except Exception as error:  # the job died, which says where its log is
         words = " ".join(str(error).split())
         return RuntimeError(f"job {job.job_id} failed: {words[:300]}; its log is {job.paths.stderr}")
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a process, on whatever machine, is at work in a run folder."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
 
 
 def parameters(text: str) -> dict[str, Any]:

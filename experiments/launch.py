@@ -10,9 +10,10 @@ import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import filelock
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table as Grid
@@ -38,6 +39,7 @@ from research.training import loop
 FLAGS = flags.FLAGS
 HOW = ("auto", "alone", "ensemble", "processes")
 PATIENCE = 5.0  # seconds between looks at a cell that another launch is at
+LOOKS = 12  # that find no row and nobody at work before a cell becomes a job again: disks that are shared are slow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,38 +59,48 @@ class Launcher:
     cluster: clusters.Cluster | None
     console: Console
 
-    def run(self, todo: Sequence[Cell]) -> list[str]:
-        """Run cells; a line for each that failed."""
-        board, failed = Board(todo), []
+    def run(self, todo: Sequence[Cell]) -> dict[Cell, Exception]:
+        """Run cells; those that failed, and why."""
+        board, failed = Board(todo), dict[Cell, Exception]()
         with board.shown(self.console):
             for cell, found in self._outcomes(todo):
                 board.done(cell, found)
                 if isinstance(found, Exception):
-                    failed.append(_failed(cell, found, self.console))
+                    failed[cell] = found
+                    self.console.print(f"{cell.title}  failed: {found}", highlight=False, markup=False)
                 else:
                     self.console.print(f"{cell.title}  held-out loss {found:.4f}", highlight=False)
         return failed
 
     def _outcomes(self, todo: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
-        """Every cell as it is done; those that another launch is at when it is done with them, or has given up."""
-        elsewhere: list[Cell] = []
+        """Every cell as it is done; those that another launch is at when they have a row. Where it has given one up,
+        it is run here.
+        """
+        free = dict[Cell, int]()  # the cells that wait, and how many looks have found nobody at work
+        yield from self._unless_in_use(todo, free)
+        if free:
+            self.console.print(f"waiting for another launch, which is at {len(free)} cells")
+        enough = 1 if self.cluster is None else LOOKS
+        while free:
+            time.sleep(PATIENCE)
+            for cell in list(free):
+                free[cell] = 0 if clusters.at_work(cell.job.folder) else free[cell] + 1
+                if (row := cell.row) is not None:
+                    del free[cell]
+                    yield cell, row.value("metrics.loss")
+            given_up = [cell for cell, looks in free.items() if looks >= enough]
+            for cell in given_up:
+                del free[cell]
+            if given_up:
+                yield from self._unless_in_use(given_up, free)
+
+    def _unless_in_use(self, todo: Sequence[Cell], free: dict[Cell, int]) -> Iterator[tuple[Cell, Outcome]]:
+        """Every cell as it is done, but those that are in use, which join the others that wait."""
         for cell, found in self._once(todo):
             if cells.in_use(found):
-                elsewhere.append(cell)
+                free[cell] = 0
             else:
                 yield cell, found
-        if elsewhere:
-            self.console.print(f"waiting for another launch, which is at {len(elsewhere)} cells")
-        while elsewhere:
-            time.sleep(PATIENCE)
-            waiting = []
-            for cell in elsewhere:
-                (found,) = cells.run([cell], timed=True, console=self._plain)
-                if cells.in_use(found):
-                    waiting.append(cell)
-                else:
-                    yield cell, found
-            elsewhere = waiting
 
     def _once(self, todo: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
         """Every cell as it is done, or found to be in use."""
@@ -103,7 +115,8 @@ class Launcher:
                     continue
                 size = self.members if way == "ensemble" else 1
                 for part in (some[first : first + size] for first in range(0, len(some), size)):
-                    yield from zip(part, cells.run(part, timed=True, console=self._plain), strict=True)
+                    timed = not any_at_work(part[0].runs)
+                    yield from zip(part, cells.run(part, timed=timed, console=self._plain), strict=True)
             yield from pool.each(cells.run_quietly, elsewhere)
 
     def _ways(self, todo: Sequence[Cell], pool: grouping.Workers) -> Iterator[tuple[str, list[Cell]]]:
@@ -136,18 +149,34 @@ class Launcher:
         )
 
 
-def _failed(cell: Cell, error: Exception, console: Console) -> str:
-    """Tell and record that a cell failed; the line about it."""
-    cells.save_failure(cell, error)
-    console.print(f"{cell.title}  failed", highlight=False)
-    return f"{cell.title}: {error}"
+def lines(failed: Mapping[Cell, Exception]) -> list[str]:
+    """A line for each cell that failed."""
+    return [f"{cell.title}: {error}" for cell, error in failed.items()]
+
+
+def any_at_work(runs: Path) -> bool:
+    """Whether a process is at work in some run folder of a study."""
+    return any(clusters.at_work(lock.parent) for lock in runs.glob("*/.lock"))
 
 
 def time_rows(todo: Sequence[Cell], console: Console) -> None:
-    """Time some steps of cells whose rows have no speed, since others ran beside them, now that nothing else runs."""
-    for cell in todo:
-        row = cell.row
-        if row is not None and row.timing["tokens_per_second"] is None:
+    """Time some steps of cells whose rows have no speed, since others ran beside them, now that nothing else runs.
+
+    Of several launches one does at a time, and none where another is still at work.
+    """
+    if not todo:
+        return
+    todo[0].runs.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(todo[0].runs / ".timing.lock"):
+        for cell in todo:
+            row = cell.row
+            if row is None or row.timing["tokens_per_second"] is not None:
+                continue
+            if any_at_work(cell.runs):
+                console.print(
+                    "another launch is at work, so the speed of rows is for the last one to measure"
+                )
+                return
             planned = cell.job.planned
             tokens = experiment.cost(planned.model, planned.data, cell.data_dir).tokens
             rate = tokens / grouping.speed([planned], cell.data_dir)
@@ -187,14 +216,19 @@ def price(planned: study.Study, group: str, every: Sequence[Cell]) -> Price:
     return Price(len(own), len(cells.missing(own)), flops / 1e12, seconds / 60)
 
 
+def list_missing(every: Sequence[Cell], console: Console) -> None:
+    """Print the cells that would run, with their folders."""
+    for cell in cells.missing(every):
+        console.print(f"{cell.title}  {cell.job.folder}", highlight=False, markup=False, soft_wrap=True)
+
+
 def dry_run(planned: study.Study, every: Sequence[Cell], console: Console) -> None:
     """Print what there is to run and what each group takes.
 
     Raises:
       ConfigError: a group takes longer than it may.
     """
-    for cell in cells.missing(every):
-        console.print(f"{cell.title}  {cell.job.folder}", highlight=False)
+    list_missing(every, console)
     grid, total = Grid("group", "cells", "to run", "TFLOP", "minutes"), 0.0
     over = []
     for group in planned.groups:
@@ -230,36 +264,43 @@ def chosen(planned: study.Study, only: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(arm for name in names for arm in named[name]))
 
 
-def tune(planned: study.Study, launcher: Launcher) -> list[str]:
-    """Run the grid of learning rates and print what it chooses; a line for each cell that failed."""
+def tune(planned: study.Study, arms: Sequence[str], launcher: Launcher) -> list[str]:
+    """Run the grid of learning rates of these arms' files and print what it chooses; a line for each cell that failed.
+
+    Of a rate at which training diverges there is none: that is an answer too.
+    """
     if planned.table.tuning is None:
         raise configs.ConfigError(f"--tune: no Table.tuning in configs/{planned.name}/study.gin")
-    grid = tuning.Grid(planned, planned.table.tuning.rates, FLAGS.results_dir, FLAGS.runs_dir, FLAGS.data_dir)
-    failed: list[str] = []
-    found = tuning.run(grid, lambda todo: failed.extend(launcher.run(todo)))
-    text = choosing.markdown(found, seed=planned.table.tuning.seed)
-    folder = Path(FLAGS.results_dir) / planned.folder / "tuning"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(text, encoding="utf-8")
-    launcher.console.print(text, markup=False, highlight=False)
-    launcher.console.print(tuning.binding(planned, found), markup=False, highlight=False)
+    console, files = launcher.console, tuple(dict.fromkeys(map(planned.file, arms)))
+    folders = (FLAGS.results_dir, FLAGS.runs_dir, FLAGS.data_dir)
+    grid = tuning.Grid(planned, files, planned.table.tuning.rates, *folders)
+    every, broken = cells.sound(grid.cells)
+    failed = lines(broken)
+    if FLAGS.dry_run:
+        list_missing(every, console)
+        return failed
+
+    def run(todo: Sequence[Cell]) -> None:
+        for cell, error in launcher.run(todo).items():
+            if not isinstance(error, loop.Diverged):
+                failed.extend(lines({cell: error}))
+
+    if found := tuning.run(grid, run):
+        text = choosing.markdown(tuning.measured(grid, found), seed=planned.table.tuning.seed)
+        tabulate.save(text, Path(FLAGS.results_dir) / planned.folder / "tuning" / "table.md")
+        console.print(text, markup=False, highlight=False)
+        console.print(tuning.binding(planned, found), markup=False, highlight=False)
     return failed
 
 
 def launch(planned: study.Study, every: Sequence[Cell], launcher: Launcher) -> list[str]:
     """Run what is missing or stale and print the table; a line for each cell that failed."""
     console = launcher.console
-    every, broken = cells.sound(every)
-    failed = [_failed(cell, error, console) for cell, error in broken.items()]
-    if any(cell.job.planned.deterministic for cell in every):
-        start.deterministic()
-    for cell in staleness.check(every, console):
-        if cell.again:
-            staleness.retire(cell)
+    staleness.check(every, console)
     todo = cells.missing(every)
-    console.print(f"{planned.name}/{planned.scale}: {len(todo)} of {len(every) + len(broken)} cells to run")
-    failed += launcher.run(todo)
-    if "tokens_per_second" in planned.table.columns:
+    console.print(f"{planned.name}/{planned.scale}: {len(todo)} of {len(every)} cells to run")
+    failed = lines(launcher.run(todo))
+    if "tokens_per_second" in planned.table.columns and launcher.cluster is None:
         time_rows(every, console)
     if any((tabulate.folder(planned, FLAGS.results_dir) / "cells").glob("*.json")):
         whole = study.load(planned.name, planned.scale)  # a table has all seeds that are declared
@@ -267,6 +308,32 @@ def launch(planned: study.Study, every: Sequence[Cell], launcher: Launcher) -> l
         tabulate.write(whole, table, FLAGS.results_dir)
         console.print(tables.rich_table(table))
     return failed
+
+
+def measure(planned: study.Study, arms: Sequence[str], launcher: Launcher) -> list[str]:
+    """Run the cells of these arms, or say what there is to run; a line for each that failed or cannot be planned."""
+    study.require_rates(planned)
+    console = launcher.console
+    every, broken = cells.sound(
+        cells.of(
+            planned,
+            arms,
+            FLAGS.results_dir,
+            FLAGS.runs_dir,
+            FLAGS.data_dir,
+            again=FLAGS.stale == "rerun",
+        )
+    )
+    for arm in dict.fromkeys(cell.arm for cell in every):
+        if (found := planned.matched(arm, FLAGS.data_dir)) is not None:
+            knob = "" if planned.knob(arm) is None else f"{planned.knob(arm)} = {found.value}, "
+            console.print(f"{arm}  {knob}{planned.table.match} {found.residual:+.2%}", highlight=False)
+    if FLAGS.dry_run:
+        dry_run(planned, every, console)
+        return lines(broken)
+    for cell, error in broken.items():
+        console.print(f"{cell.title}  failed: {error}", highlight=False, markup=False)
+    return lines(broken) + launch(planned, every, launcher)
 
 
 def main(argv: list[str]) -> int:
@@ -279,42 +346,21 @@ def main(argv: list[str]) -> int:
         planned = study.load(FLAGS.study, FLAGS.scale)
         if FLAGS.seeds is not None:
             planned = planned.limited(FLAGS.seeds)
+        arms = planned.arms if FLAGS.tune and FLAGS.only is None else chosen(planned, FLAGS.only)
+        if planned.deterministic(arms):
+            start.deterministic()  # before anything is counted, which looks for devices
         cluster = None
-        if FLAGS.launcher == "slurm":
+        if FLAGS.launcher == "slurm" and not FLAGS.dry_run:
             folder = Path(FLAGS.runs_dir) / planned.folder / "jobs"
             cluster = clusters.Cluster(folder, FLAGS.cluster, clusters.parameters(FLAGS.slurm))
         launcher = Launcher(FLAGS.how, FLAGS.workers, FLAGS.members, cluster, console)
-        if FLAGS.tune:
-            failed = tune(planned, launcher)
-        else:
-            study.require_rates(planned)
-            arms = chosen(planned, FLAGS.only)
-            every = cells.of(
-                planned,
-                arms,
-                FLAGS.results_dir,
-                FLAGS.runs_dir,
-                FLAGS.data_dir,
-                again=FLAGS.stale == "rerun",
-            )
-            for arm in arms:
-                if (found := planned.matched(arm, FLAGS.data_dir)) is not None:
-                    knob = "" if planned.knob(arm) is None else f"{planned.knob(arm)} = {found.value}, "
-                    console.print(
-                        f"{arm}  {knob}{planned.table.match} {found.residual:+.2%}", highlight=False
-                    )
-            if FLAGS.dry_run:
-                dry_run(planned, every, console)
-                return 0
-            failed = launch(planned, every, launcher)
+        failed = (tune if FLAGS.tune else measure)(planned, arms, launcher)
     except (loop.Interrupted, KeyboardInterrupt) as stopped:
         console.print(str(stopped) or start.STOPPED)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         return start.fail(error)
-    for line in failed:
-        start.fail(line)
-    return 1 if failed else 0
+    return tabulate.told(failed)
 
 
 if __name__ == "__main__":

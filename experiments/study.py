@@ -1,12 +1,15 @@
 """A study: arms x seeds x evaluations, and what follows from them. One file an arm, one `study.gin` for all of them."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
-from experiments import configs, experiment
+from experiments import configs, experiment, sweeps
 from experiments.sweeps import Point, Sweep, Values
-from research.analysis import matching
+from research.analysis import matching, tables
 from research.analysis.budget import Budget
 from research.analysis.claims import SubClaim
 from research.analysis.figures import Spec
@@ -62,6 +65,8 @@ class Table:
       learning_rates: by scale and arm, what was chosen.
       claims: sub-claims that the study decides, by rules that are written before it runs.
       figures: what is drawn of its rows.
+      tasks: numbers that are summed up in one more table, by path, and which is better; see
+        `research.analysis.aggregate`.
     """
 
     arms: tuple[str, ...]
@@ -77,6 +82,7 @@ class Table:
     learning_rates: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     claims: tuple[SubClaim, ...] = ()
     figures: tuple[Spec, ...] = ()
+    tasks: dict[str, Literal["higher", "lower"]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +128,18 @@ class Study:
         )
         return _load(self.name, self.scale, file, *bindings, *turned, f"train.seed={seed}")
 
+    def deterministic(self, arms: Iterable[str]) -> bool:
+        """Whether some of these arms ask for sums in the same order every time.
+
+        It looks for no device, since that has to be known before. An arm that cannot be loaded is left out.
+        """
+        found = []
+        for arm in arms:
+            file, bindings = self._bound(arm)
+            with contextlib.suppress(ValueError, OSError):  # as will be seen
+                found.append(_load(self.name, self.scale, file, *bindings)[0].deterministic)
+        return any(found)
+
     def matched(self, arm: str, data_dir: str | None = None) -> matching.Match | None:
         """The arm that costs what its baseline costs; None where nothing is matched.
 
@@ -162,8 +180,8 @@ class Study:
             )
         return dataclasses.replace(self, seeds=self.seeds[:seeds])
 
-    def grid(self, rates: tuple[float, ...]) -> "Study":
-        """The cells that choose learning rates: every arm at each of them, with the seed for that.
+    def grid(self, rates: tuple[float, ...], files: tuple[str, ...]) -> "Study":
+        """The cells that choose learning rates: these arms of the table at each, with the seed for that.
 
         Raises:
           ConfigError: the study tunes none.
@@ -172,7 +190,7 @@ class Study:
             raise configs.ConfigError(
                 f"study {self.name} has no Table.tuning; see configs/{self.name}/study.gin"
             )
-        sweep = Sweep(arms=self.arms, points=Values(binding=self.table.tuning.binding, values=rates))
+        sweep = Sweep(arms=files, points=Values(binding=self.table.tuning.binding, values=rates))
         points = sweep.expanded()
         return dataclasses.replace(
             self,
@@ -183,7 +201,7 @@ class Study:
             groups={"headline": tuple(points)},
             rates={},
             folder=f"{self.folder}/tuning",
-            table=dataclasses.replace(self.table, evaluations={}, claims=(), figures=(), sweeps=()),
+            table=dataclasses.replace(self.table, evaluations={}, claims=(), figures=(), sweeps=(), tasks={}),
         )
 
 
@@ -227,8 +245,8 @@ def load(name: str, scale: str) -> Study:
     """The study of that name in `configs/`, at that scale.
 
     Raises:
-      ConfigError: no such study or scale, an arm that is missing, compared with none or twice in groups, or a knob, a
-        rate, a sweep or a group of no arm.
+      ConfigError: no such study or scale, an arm that is missing, compared with none or twice in groups, a knob, a
+        rate, a sweep or a group of no arm, sweeps that do not combine, or a column, task or figure that cannot be.
     """
     folder = configs.ROOT / "configs" / name
     if not (folder / "study.gin").exists():
@@ -239,6 +257,8 @@ def load(name: str, scale: str) -> Study:
         raise configs.ConfigError(
             f"--scale={scale}: study {name} has the scales {sorted(table.seeds)}; see configs/{name}/study.gin"
         )
+    _check_once(name, table)
+    _check_measures(name, table)
     compared = _by_arm(name, "Table.compared", table.compared)
     for arm in table.arms:
         if not (folder / f"{arm}.gin").exists():
@@ -253,13 +273,7 @@ def load(name: str, scale: str) -> Study:
             raise configs.ConfigError(
                 f"{field} of study {name} names {stray[0]!r}, which is none of Table.arms"
             )
-    points = {key: value for sweep in table.sweeps for key, value in sweep.expanded().items()}
-    points = {key: value for key, value in points.items() if key not in table.arms}
-    for key, (file, point) in points.items():
-        if file in table.knobs and table.knobs[file][0] in dict(point.items):
-            raise configs.ConfigError(
-                f"arm {key} of study {name} binds {table.knobs[file][0]}, which Table.knobs turns; take it out of one"
-            )
+    points = _points(name, table)
     return Study(
         name=name,
         scale=scale,
@@ -273,6 +287,54 @@ def load(name: str, scale: str) -> Study:
         folder=f"{name}/{scale}",
         table=table,
     )
+
+
+def _check_once(name: str, table: Table) -> None:
+    """ConfigError where an arm, a seed, a column or a figure is declared twice."""
+    declared: dict[str, Sequence[Any]] = {"Table.arms": table.arms, "Table.columns": table.columns}
+    declared |= {f"Table.seeds of scale {scale}": seeds for scale, seeds in table.seeds.items()}
+    declared |= {"Table.figures": [figure.name for figure in table.figures]}
+    for field, values in declared.items():
+        if twice := [value for value, count in collections.Counter(values).items() if count > 1]:
+            raise configs.ConfigError(f"{field} of study {name} has {twice[0]!r} twice, expected it once")
+
+
+def _check_measures(name: str, table: Table) -> None:
+    """ConfigError where a column or a task is no measure, or where sweeps have none that can be compared."""
+    for field, names in {"Table.columns": table.columns, "Table.tasks": table.tasks}.items():
+        for one in names:
+            try:
+                tables.measure(one)
+            except tables.TableError as error:
+                raise configs.ConfigError(f"{field} of study {name}: {error}") from error
+    if table.sweeps and (not table.columns or tables.measure(table.columns[0]).censored):
+        raise configs.ConfigError(
+            f"Table.columns of study {name} are {table.columns}: expected the first, which is that of the tables of "
+            "sweeps, to have a mean"
+        )
+
+
+def _points(name: str, table: Table) -> dict[str, tuple[str, Point]]:
+    """The arms at points of the sweeps; ConfigError where a name is that of two, or a point binds what is bound."""
+    points: dict[str, tuple[str, Point]] = {}
+    for sweep in table.sweeps:
+        for key, (file, point) in sweep.expanded().items():
+            if not point.items:  # the arm as it is
+                continue
+            earlier = points.setdefault(key, (file, point))[1]
+            if key in table.arms or set(earlier.bindings) != set(point.bindings):
+                other = "an arm of the table" if key in table.arms else f"{' and '.join(earlier.bindings)}"
+                raise configs.ConfigError(
+                    f"Table.sweeps of study {name}: {key!r} is the name of {' and '.join(point.bindings)} and of "
+                    f"{other}; put both into one sweep, as parts of a Chain, or rename the arm"
+                )
+            turned = {table.knobs[file][0]: "Table.knobs turns"} if file in table.knobs else {}
+            for bound, by in {**turned, "train.seed": "the seed of a cell binds"}.items():
+                if any(sweeps.same(binding, bound) for binding, _ in point.items):
+                    raise configs.ConfigError(
+                        f"arm {key} of study {name} binds {bound}, which {by}; take it out of one"
+                    )
+    return points
 
 
 def require_rates(planned: Study) -> None:

@@ -42,7 +42,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Such as `learning_rate=0.001,steps=200`, fit for a file name."""
+        """Such as `learning_rate=0.001+steps=200`, fit for a file name and for a list on the command line."""
         return next(iter(named([self])))
 
     def joined(self, other: "Point") -> "Point":
@@ -52,7 +52,7 @@ class Point:
           SweepError: they bind one thing twice.
         """
         for one, two in itertools.product(self.items, other.items):
-            if _same(one[0], two[0]) and (one[0], _gin(one[1])) != (two[0], _gin(two[1])):
+            if same(one[0], two[0]) and (one[0], _gin(one[1])) != (two[0], _gin(two[1])):
                 raise SweepError(
                     f"{one[0]}={_gin(one[1])} and {two[0]}={_gin(two[1])} in one point of a sweep: expected one value; "
                     "bind it in one part of Product or Zip"
@@ -189,7 +189,7 @@ def named(points: Iterable[Point]) -> dict[str, Point]:
     """
     points = list({frozenset(point.bindings): point for point in points}.values())
     words = _words({binding for point in points for binding, _ in point.items})
-    names = [",".join(f"{words[name]}={_plain(value)}" for name, value in point.items) for point in points]
+    names = ["+".join(f"{words[name]}={_plain(value)}" for name, value in point.items) for point in points]
     return {
         name
         if len(name) <= _LONGEST and names.count(name) == 1
@@ -263,7 +263,7 @@ def _all(points: Sequence[Point]) -> Point:
     return functools.reduce(Point.joined, points, Point(()))
 
 
-def _same(one: str, other: str) -> bool:
+def same(one: str, other: str) -> bool:
     """Whether two bindings are of one thing: train.steps is experiment.train.steps."""
     return f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}")
 
@@ -302,8 +302,10 @@ def _gin(value: Value) -> str:
 def _plain(value: Value) -> str:
     """The value in characters that every file system takes, and that mean nothing in the name of a point."""
     if isinstance(value, tuple):
-        return "+".join(map(_plain, value))
-    return re.sub(r"[^\w.+-]+", "-", str(value)).strip("-") if isinstance(value, str) else repr(value)
+        return "_".join(map(_plain, value))
+    if isinstance(value, str):
+        return re.sub(r"[^\w.-]+", "-", value).strip("-")
+    return repr(value).replace("+", "")  # 1e+16 is 1e16
 
 
 def _hash(*values: Any) -> str:

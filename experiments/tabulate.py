@@ -12,9 +12,9 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments import cells, ledger, start, study
+from experiments import folders, ledger, start, study
 from experiments.study import Study
-from research.analysis import figures, results, sweeping, tables, verdicts
+from research.analysis import aggregate, figures, results, sweeping, tables, verdicts
 from research.analysis.results import Row
 from research.training import loop
 
@@ -53,8 +53,7 @@ def render(planned: Study, results_dir: Path | str) -> tables.Table:
     )
     claims = planned.scale not in study.UNTUNED
     found = ledger.of_study(planned.name, results_dir, planned.scale) if claims else ()
-    failed = [f"Failed: {line}" for line in cells.failures(folder(planned, results_dir))]
-    return dataclasses.replace(table, notes=(*table.notes, *verdicts.stamps(found), *failed))
+    return dataclasses.replace(table, notes=(*table.notes, *verdicts.stamps(found)))
 
 
 def sweep_tables(planned: Study, rows: Sequence[Row]) -> Iterator[tables.Table]:
@@ -68,20 +67,54 @@ def sweep_tables(planned: Study, rows: Sequence[Row]) -> Iterator[tables.Table]:
         )
 
 
+def task_tables(planned: Study, rows: Sequence[Row]) -> dict[str, tables.Table]:
+    """The tables over the study's tasks, by name: one for the arms of each comparison."""
+    if not planned.table.tasks:
+        return {}
+    found = {}
+    for number, (together, baseline) in enumerate(planned.baselines.items(), 1):
+        found["tasks" if len(planned.baselines) == 1 else f"tasks_{number}"] = aggregate.across(
+            rows,
+            arms=[arm for arm in planned.arms if planned.compared[arm] == together],
+            seeds=planned.seeds,
+            metrics=planned.table.tasks,
+            baseline=baseline,
+        )
+    return found
+
+
 def write(planned: Study, table: tables.Table, results_dir: Path | str) -> None:
-    """Writes table.md, table.csv and table.tex, as many of each sweep, and the figures."""
+    """Writes table.md, table.csv and table.tex, as many of the tasks and of each sweep, and the figures; those of what
+    is no longer declared go.
+
+    Raises:
+      RunError: a file cannot be written.
+    """
     into, rows = folder(planned, results_dir), rows_of(planned, results_dir)
-    into.mkdir(parents=True, exist_ok=True)
-    named = {"table": table}
+    named = {"table": table, **task_tables(planned, rows)}
     named |= {f"sweep_{i}": one for i, one in enumerate(sweep_tables(planned, rows), 1)}
+    kept: set[Path] = set()
     for name, one in named.items():
-        (into / f"{name}.md").write_text(tables.markdown(one), encoding="utf-8")
-        (into / f"{name}.csv").write_text(tables.csv(one), encoding="utf-8")
-        (into / f"{name}.tex").write_text(tables.latex(one), encoding="utf-8")
+        for kind, text in (("md", tables.markdown), ("csv", tables.csv), ("tex", tables.latex)):
+            save(text(one), into / f"{name}.{kind}")
+            kept.add(into / f"{name}.{kind}")
     every = tuple(arm for arms in planned.groups.values() for arm in arms)
     for spec in planned.table.figures:
-        (into / "figures").mkdir(exist_ok=True)
-        figures.save(spec.draw(rows, every, planned.seeds), into / "figures" / spec.name)
+        kept |= set(figures.save(spec.draw(rows, every, planned.seeds), into / "figures" / spec.name))
+    tabled = [into.glob(f"{name}.{kind}") for name in ("tasks*", "sweep_*") for kind in ("md", "csv", "tex")]
+    drawn = [into.glob(f"figures/*.{kind}") for kind in ("svg", "png")]
+    for path in {path for found in (*tabled, *drawn) for path in found} - kept:
+        path.unlink()
+
+
+def save(text: str, path: Path) -> None:
+    """Write a file, and the folder it lies in, so that a reader sees all of it.
+
+    Raises:
+      RunError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folders.write(path, text)
 
 
 def update_block(path: Path, planned: Study, table: tables.Table) -> None:
@@ -93,8 +126,7 @@ def update_block(path: Path, planned: Study, table: tables.Table) -> None:
         raise tables.TableError(
             f"{path}: no block {first} ... {last}; add the two marker lines where the table belongs"
         )
-    text = f"{before}{first}\n{tables.markdown(table)}{last}{after}"
-    path.write_text(text, encoding="utf-8")
+    save(f"{before}{first}\n{tables.markdown(table)}{last}{after}", path)
 
 
 def main(argv: list[str]) -> int:
@@ -104,6 +136,7 @@ def main(argv: list[str]) -> int:
     arguments, console = flags.FLAGS, start.console()
     if len(argv) > 1:
         return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --study=...")
+    failed: list[str] = []
     try:
         planned = study.load(arguments.study, arguments.scale)
         if arguments.trace:
@@ -111,16 +144,14 @@ def main(argv: list[str]) -> int:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
             return 0
         if arguments.check or arguments.cells:
-            start.process()
+            prepare(planned)
             failed = checking.check(
                 planned, arguments.results_dir, arguments.cells or (), arguments.data_dir, console
             )
-            for line in failed:
-                start.fail(line)
-            return 1 if failed else 0
+            return told(failed)
         if arguments.verify:
-            start.process()
-            checking.verify(planned, arguments.results_dir, arguments.data_dir, console)
+            prepare(planned)
+            failed = checking.verify(planned, arguments.results_dir, arguments.data_dir, console)
         table = render(planned, arguments.results_dir)
         write(planned, table, arguments.results_dir)
         if arguments.readme:
@@ -131,7 +162,21 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         return start.fail(error)
     console.print(tables.rich_table(table))
-    return 0
+    return told(failed)
+
+
+def prepare(planned: Study) -> None:
+    """Set up the process to run cells of a study."""
+    start.process()
+    if planned.deterministic(arm for arms in planned.groups.values() for arm in arms):
+        start.deterministic()
+
+
+def told(failed: Sequence[str]) -> int:
+    """Say what failed, a line each; the exit code."""
+    for line in failed:
+        start.fail(line)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":  # flags are global: defined here, so that launch can import `render`

@@ -15,6 +15,7 @@ from test_launch import launched, matched, project, rows  # noqa: F401
 
 from experiments import cells, checking, configs
 from research.analysis import results, statistics, tables
+from research.training import loop
 
 HERE = {name: f"this {name}" for name in checking.SAME}
 
@@ -36,30 +37,37 @@ def test_a_number_is_traced_to_the_row_of_every_seed(matched):
     planned = matched(seeds={"smoke": (0, 1, 2)})
     found = [row("causal", 0, 2.25), row("prefix", 1, 9.0), row("causal", 2, 2.5, dirty=True)]
     found.append(row("causal", 7, 5.0))  # of no seed of the study
-    last = "runs/tiny/smoke/<name of the row> holds curves and checkpoints, where they were kept"
     assert list(checking.trace(planned, found, "causal/loss")) == [
         "seed 0  metrics.loss = 2.25  causal-s0-0123456789ab.json  commit c0ffeec0ffee  data feedbeeffeed",
         "seed 1  missing",
         "seed 2  metrics.loss = 2.5  causal-s2-0123456789ab.json  commit c0ffeec0ffee and changes  "
         "data feedbeeffeed",
-        last,
     ]
     assert list(checking.trace(planned, found, "prefix/metrics.long.64"))[1] == (
         "seed 1  metrics.long.64 = 10.0  prefix-s1-0123456789ab.json  commit c0ffeec0ffee  data feedbeeffeed"
     )
     assert list(checking.trace(planned, [], "prefix/parameters")) == [
         *(f"seed {seed}  missing" for seed in range(3)),
-        last,
     ]
 
 
 @pytest.mark.parametrize(
     ("cell", "wrong"),
     [
-        ("suffix/loss", "expected ARM/COLUMN with one of the arms ['causal', 'prefix']"),
+        (
+            "suffix/loss",
+            "expected ARM/COLUMN with one of the arms ['causal', 'prefix']; did you mean 'prefix'?",
+        ),
         ("causal", "expected ARM/COLUMN with one of the arms ['causal', 'prefix']"),
-        ("causal/loss_of_nothing", "no value 'loss_of_nothing'"),
+        ("causal/paramters", "expected one of ['loss', "),
+        ("causal/paramters", "or a path such as metrics.loss; did you mean 'parameters'?"),
+        ("causal/difference", "'difference' is no number of a row, expected one of ['loss', "),
         ("causal/metrics.lost", "no value 'metrics.lost'"),
+        (
+            "causal/metrics.long",
+            "metrics.long of causal-s0-0123456789ab.json is a series, expected a number; add ",
+        ),
+        ("causal/metrics.long", "one of its labels: 64"),
     ],
 )
 def test_what_cannot_be_traced_is_one_line(matched, cell, wrong):
@@ -98,6 +106,8 @@ def measured(matched, tmp_path, monkeypatch):
     def check(*names, loss=2.0, environment=HERE):
         def run(job, **_):
             seen.append(job)
+            if isinstance(loss, Exception):
+                raise loss
             return {"metrics": {"loss": loss}, "environment": environment}
 
         monkeypatch.setattr(checking.running, "run", run)
@@ -162,6 +172,42 @@ def test_cells_are_named_by_arm_or_seed(measured):
         with pytest.raises(configs.ConfigError, match=rf"^--cells={name}: no such cell with a row") as raised:
             check(name)
         assert "\n" not in str(raised.value)
+
+
+def test_a_cell_that_diverges_now_does_not_come_out_again(measured):
+    save, check, seen = measured
+    save("causal", 0, 2.0)
+    save("prefix", 0, 2.0)
+    failed, said = check("causal", "prefix", loss=loop.Diverged("step 3: loss = nan"))
+    assert failed == ["step 3: loss = nan, but its row has loss 2.000000"] * 2
+    assert len(seen) == 2
+
+
+@pytest.fixture
+def broken(matched, tmp_path):
+    """The study, whose arm `causal` has a row and whose arm `prefix` cannot be planned."""
+    planned = matched(seeds={"smoke": (0,)})
+    arm = configs.ROOT / "configs" / "tiny" / "prefix.gin"
+    arm.write_text(f"{arm.read_text()}from experiments import experiment\nexperiment.train.stepps = 1\n")
+    (cell,) = cells.of(planned, ["causal"], tmp_path / "results", "runs", None)
+    results.save(row("causal", 0, key=cell.job.folder.name.rsplit("-", 1)[1]), cell.rows)
+    return planned
+
+
+def test_an_arm_that_cannot_be_planned_is_told_and_the_others_are_checked(broken, tmp_path, monkeypatch):
+    found = {"metrics": {"loss": 2.0}, "environment": HERE}
+    monkeypatch.setattr(checking.running, "run", lambda *_, **__: found)
+    console = Console(file=io.StringIO())
+    for names in ((), ("causal",)):
+        assert checking.check(broken, tmp_path / "results", names, None, console) == []
+    with pytest.raises(configs.ConfigError, match=r"^--cells=prefix:0: .*stepps"):
+        checking.check(broken, tmp_path / "results", ["prefix:0"], None, console)
+    seen = []
+    monkeypatch.setattr(checking.staleness, "check", lambda cells, _: seen.extend(cells))
+    (said,) = checking.verify(broken, tmp_path / "results", None, console)
+    assert said.startswith("prefix seed 0: ")
+    assert "stepps" in said
+    assert [cell.title for cell in seen] == ["causal seed 0"]
 
 
 def tabulated(project, *words):

@@ -12,7 +12,7 @@ import pytest
 from test_launch import launched, project, rows  # noqa: F401
 
 from experiments import clusters, configs
-from experiments.folders import InUse
+from experiments.folders import InUse, RunFolder
 from research.training import loop
 
 
@@ -113,6 +113,17 @@ def test_jobs_of_this_process_give_results_and_errors_as_values(tmp_path, monkey
     assert isinstance(found["busy"], InUse)
     assert isinstance(found[None], TypeError)
     assert list(cluster.each(work, [])) == []
+
+
+def test_who_looks_at_a_run_folder_sees_whether_somebody_is_at_work_and_leaves_nothing(tmp_path):
+    folder = tmp_path / "run"
+    assert not clusters.at_work(folder)
+    assert not folder.exists()
+    own = RunFolder(folder, key="k", fingerprint="f", config="")
+    assert clusters.at_work(folder)
+    own.close()
+    assert not clusters.at_work(folder)
+    RunFolder(folder, key="k", fingerprint="f", config="").close()
 
 
 @pytest.mark.slow

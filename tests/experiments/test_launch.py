@@ -12,10 +12,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import pytest
+from rich.console import Console
 
-from experiments import cells, configs, experiment, study
+from experiments import cells, configs, experiment, grouping, launch, study
+from experiments.folders import InUse
 from research.analysis import matching
+from research.training import loop
 
 
 def started(folder, *words, **environment):
@@ -272,6 +276,221 @@ def test_a_row_that_cannot_be_written_is_named_and_the_others_are_kept(monkeypat
     assert loss == 2.0
 
 
+class Waiting:
+    """A cell; another process may be at work on it, or save its row."""
+
+    def __init__(self, runs, title):
+        self.title, self.runs, self.data_dir, self.row = title, runs, None, None
+        self.job = SimpleNamespace(folder=runs / title, planned=SimpleNamespace(steps=1, deterministic=False))
+        self.job.folder.mkdir(parents=True)
+        self.lock = filelock.FileLock(self.job.folder / ".lock")
+
+    def save(self):
+        self.row = SimpleNamespace(value=lambda _: 2.0, timing={"tokens_per_second": None})
+
+
+@pytest.fixture
+def launcher(tmp_path, monkeypatch):
+    """Make a launcher, here or on a cluster, for two cells: the first look after each pause does what is next."""
+    every = [Waiting(tmp_path / "runs", title) for title in ("first", "second")]
+    ran, events = [], []
+
+    def pause(_):
+        if not events:
+            pytest.fail("nothing more happens, and it waits")
+        events.pop(0)()
+
+    def outcomes(cells):
+        for cell in cells:
+            ran.append(cell.title)
+            yield InUse("in use") if cell.lock.is_locked else 1.0
+
+    monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=pause))
+    monkeypatch.setattr(grouping, "shapes", lambda planned, _: [[index] for index in range(len(planned))])
+
+    def make(*, cluster):
+        if cluster:
+            monkeypatch.setattr(cells, "run", lambda *_, **__: pytest.fail("a cell runs in the launcher"))
+            each = SimpleNamespace(each=lambda _, todo: zip(todo, outcomes(todo), strict=True))
+        else:
+            monkeypatch.setattr(cells, "run", lambda todo, **_: list(outcomes(todo)))
+        console = Console(quiet=True)
+        return launch.Launcher("alone", 1, 1, each if cluster else None, console)
+
+    yield make, every, ran, events
+    for cell in every:
+        cell.lock.release()
+
+
+def nothing():
+    pass
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_a_cell_that_another_launch_is_at_is_waited_for_and_not_run(launcher, cluster):
+    make, every, ran, events = launcher
+    every[0].lock.acquire()
+    events += [nothing] * 3 * launch.LOOKS + [every[0].save]
+    assert make(cluster=cluster).run(every) == {}
+    assert ran == ["first", "second"]
+    assert not events
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_a_cell_that_another_launch_has_given_up_runs_here_or_as_a_job(launcher, cluster):
+    """A job waits some looks, since its row may not be seen yet; a look that finds it at work counts from none."""
+    make, every, ran, events = launcher
+    every[0].lock.acquire()
+    looks = launch.LOOKS if cluster else 1
+    events += [nothing, every[0].lock.release, *[nothing] * (looks - 1)]
+    if cluster:
+        events[3:3] = [every[0].lock.acquire, every[0].lock.release]
+        events += [nothing]
+    assert make(cluster=cluster).run(every) == {}
+    assert ran == ["first", "second", "first"]
+    assert not events
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_a_row_that_appears_late_is_enough(launcher, cluster):
+    make, every, ran, events = launcher
+    every[0].lock.acquire()
+
+    def end():
+        every[0].lock.release()
+        every[0].save()
+
+    events += [nothing, end]
+    assert make(cluster=cluster).run(every) == {}
+    assert ran == ["first", "second"]
+
+
+def test_what_runs_beside_another_launch_is_not_timed(tmp_path, monkeypatch):
+    first, second, other = (Waiting(tmp_path / "runs", title) for title in ("first", "second", "other"))
+    timed = []
+
+    def run(todo, *, timed, console):
+        seen.append(timed)
+        other.lock.acquire() if todo[0] is first else other.lock.release()
+        return [1.0]
+
+    seen = timed
+    monkeypatch.setattr(cells, "run", run)
+    console = Console(quiet=True)
+    launch.Launcher("alone", 1, 1, None, console).run([first, second, Waiting(tmp_path / "runs", "third")])
+    assert timed == [True, False, True]
+
+
+def test_rows_are_timed_when_no_other_launch_is_at_work(tmp_path, monkeypatch):
+    first, other = (Waiting(tmp_path / "runs", title) for title in ("first", "other"))
+    saved = []
+    first.save()
+    first.rows = tmp_path
+    monkeypatch.setattr(experiment, "cost", lambda *_: SimpleNamespace(tokens=10))
+    first.job.planned.model = first.job.planned.data = None
+    monkeypatch.setattr(grouping, "speed", lambda *_: 2.0)
+    monkeypatch.setattr(launch.dataclasses, "replace", lambda row, timing: timing)
+    monkeypatch.setattr(launch.results, "save", lambda timing, _: saved.append(timing))
+    with other.lock:
+        launch.time_rows([first], Console(quiet=True))
+    assert saved == []
+    launch.time_rows([first], Console(quiet=True))
+    assert saved == [{"tokens_per_second": 5.0}]
+
+
+def flagged(monkeypatch, tmp_path, **changes):
+    given = {"results_dir": tmp_path / "results", "runs_dir": tmp_path / "runs", "data_dir": None}
+    given |= {"dry_run": False, "stale": "mark", "only": None, **changes}
+    monkeypatch.setattr(launch, "FLAGS", SimpleNamespace(**given))
+
+
+@pytest.fixture
+def tuned(matched):
+    path = configs.ROOT / "configs" / "tiny" / "study.gin"
+    path.write_text(f"{path.read_text()}study.Table.tuning = @study.Tuning()\n")
+    return study.load("tiny", "smoke")
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (loop.Diverged("its loss is nan"), []),
+        (RuntimeError("no memory"), ["prefix@learning_rate=0.01 seed 1000: no memory"]),
+    ],
+)
+def test_a_rate_at_which_training_diverges_is_an_answer(tuned, tmp_path, monkeypatch, capsys, error, lines):
+    losses = {0.001: 2.0, 0.003: 1.0}
+    monkeypatch.setattr(launch.tuning.Grid, "choices", lambda grid: {arm: choice() for arm in grid.arms})
+
+    def choice():
+        return launch.choosing.Choice(losses={**losses, 0.01: None})
+
+    def outcomes(_, todo):
+        for cell in todo:
+            yield cell, error if cell.title.startswith("prefix@learning_rate=0.01 ") else 1.0
+
+    monkeypatch.setattr(launch.Launcher, "_outcomes", outcomes)
+    flagged(monkeypatch, tmp_path)
+    launcher = launch.Launcher("alone", 1, 1, None, Console(width=200))
+    assert launch.tune(tuned, tuned.arms, launcher) == lines
+    said = capsys.readouterr().out
+    assert f"prefix@learning_rate=0.01 seed 1000  failed: {error}" in said
+    assert "study.Table.learning_rates = {'smoke': {'causal': 0.003, 'prefix': 0.003}}" in said
+    assert "none" in (tmp_path / "results/tiny/smoke/tuning/table.md").read_text()
+
+
+def test_a_dry_run_of_the_grid_runs_nothing(tuned, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch.Launcher, "run", lambda *_: pytest.fail("it runs"))
+    flagged(monkeypatch, tmp_path, dry_run=True)
+    launcher = launch.Launcher("alone", 1, 1, None, Console(width=300))
+    assert launch.tune(tuned, ("prefix",), launcher) == []
+    said = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == [f"prefix@learning_rate={rate}" for rate in (0.001, 0.003, 0.01)]
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_an_arm_that_cannot_be_planned_is_told_and_the_others_run(
+    matched, tmp_path, monkeypatch, capsys, dry
+):
+    planned = matched(match="params", seeds={"smoke": (0,)})
+    arm = configs.ROOT / "configs" / "tiny" / "prefix.gin"
+    arm.write_text(arm.read_text() + "from research.models import config\nconfig.StackConfig.hidden = 1000\n")
+    ran = []
+    monkeypatch.setattr(launch.Launcher, "run", lambda _, todo: ran.extend(cell.title for cell in todo) or {})
+    flagged(monkeypatch, tmp_path, dry_run=dry)
+    launcher = launch.Launcher("alone", 1, 1, None, Console(width=300))
+    (line,) = launch.measure(planned, planned.arms, launcher)
+    assert line.startswith("prefix seed 0: arm prefix of study tiny: match by 'params'")
+    said = capsys.readouterr().out.splitlines()
+    assert "causal  params +0.00%" in said
+    assert ran == ([] if dry else ["causal seed 0"])
+
+
+@pytest.mark.slow
+def test_devices_sum_in_the_same_order_before_anything_is_counted(matched, monkeypatch):
+    """The flag is set before the arm is matched, which asks JAX for its devices; and a dry run asks no cluster."""
+    matched(match="params")
+    project = configs.ROOT
+    arm = project / "configs" / "tiny" / "prefix.gin"
+    arm.write_text(
+        f"{arm.read_text()}from experiments import experiment\nexperiment.train.deterministic = True\n"
+    )
+    (project / "sitecustomize.py").write_text(
+        "import os\nfrom jax._src import xla_bridge as bridge\ninitialise = bridge.backends\n"
+        "def backends():\n"
+        "    with open('flags', 'a') as file: print(os.environ.get('XLA_FLAGS', ''), file=file)\n"
+        "    return initialise()\n"
+        "bridge.backends = backends\n"
+    )
+    code, said, wrong = launched(project, "--dry_run", "--launcher=slurm", PATH="/nowhere", XLA_FLAGS="")
+    assert code == 0, wrong
+    assert "prefix  params +0.00%" in said
+    flags = (project / "flags").read_text().splitlines()
+    assert flags
+    assert all("--xla_gpu_deterministic_ops=true" in line for line in flags)
+
+
 @pytest.mark.slow
 def test_a_cell_that_fails_is_named_and_the_others_are_kept(project):
     arm = project / "configs" / "tiny" / "prefix.gin"
@@ -295,6 +514,5 @@ def test_a_cell_that_fails_is_named_and_the_others_are_kept(project):
     assert "prefix seed 0  failed" in said
     error = "prefix seed 0: TextFiles.pattern 'nowhere/*.txt' matches no file"
     assert f"error: {error}" in wrong
-    assert f"Failed: {error}" in (project / "results/tiny/smoke/table.md").read_text()
     assert [name.split("-")[0] for name in rows(project)] == ["causal"]
     assert "missing" in (project / "results/tiny/smoke/table.md").read_text()

@@ -189,6 +189,18 @@ def test_claims_are_bound_and_a_cell_knows_the_rules_of_its_study(matched):
         ({"evaluations": {"loss": 3}}, "Table.evaluations = {'loss': 3}: expected"),
         ({"seeds": {"small": (0,)}}, "--scale=smoke: study tiny has the scales ['small']"),
         ({"match": "size"}, "Table.match = 'size': expected"),
+        ({"arms": ("causal", "prefix", "causal")}, "Table.arms of study tiny has 'causal' twice"),
+        (
+            {"seeds": {"smoke": (0, 1), "small": (3, 4, 3)}},
+            "Table.seeds of scale small of study tiny has 3 twice",
+        ),
+        ({"columns": ("loss", "parameters", "loss")}, "Table.columns of study tiny has 'loss' twice"),
+        (
+            {"columns": ("loss", "paramters")},
+            "Table.columns of study tiny: column 'paramters': not a measure",
+        ),
+        ({"tasks": {"los": "lower"}}, "Table.tasks of study tiny: column 'los': not a measure"),
+        ({"tasks": {"metrics.loss": "less"}}, "Table.tasks = {'metrics.loss': 'less'}: expected"),
     ],
 )
 def test_a_mistake_is_one_line(matched, changes, wrong):
@@ -209,6 +221,87 @@ def test_a_study_that_is_not_there_is_one_line(matched):
 def test_a_sweep_of_no_arm_is_one_line(matched):
     with pytest.raises(configs.ConfigError, match="Table.sweeps of study tiny names 'suffix'"):
         written(SWEPT.replace("('prefix',)", "('suffix',)"))
+
+
+@pytest.mark.parametrize("columns", [(), ("median(metrics.steps)", "loss")])
+def test_sweeps_without_a_number_to_compare_are_one_line(matched, columns):
+    matched(columns=columns)
+    with pytest.raises(configs.ConfigError, match=r"^Table.columns of study tiny are .* to have a mean$"):
+        written(SWEPT)
+
+
+TWO_SWEEPS = """
+study.Table.sweeps = (@one/sweeps.Sweep(), @two/sweeps.Sweep())
+one/sweeps.Sweep.arms = ('prefix',)
+one/sweeps.Sweep.points = @one/sweeps.Values()
+one/sweeps.Values.binding = 'Fixed.learning_rate'
+one/sweeps.Values.values = (0.1, 0.2)
+two/sweeps.Sweep.arms = ('causal', 'prefix')
+two/sweeps.Sweep.points = @two/sweeps.Values()
+two/sweeps.Values.binding = 'AdamW.learning_rate'
+two/sweeps.Values.values = (0.2, 0.3)
+"""
+
+
+def test_two_sweeps_may_share_points_but_not_names(matched):
+    """The name of a point is the last word of its binding, which two bindings may have."""
+    with pytest.raises(configs.ConfigError) as raised:
+        written(TWO_SWEEPS)
+    said = str(raised.value)
+    assert said.startswith("Table.sweeps of study tiny: 'prefix@learning_rate=0.2' is the name of ")
+    assert "AdamW.learning_rate=0.2" in said
+    assert "Fixed.learning_rate=0.2" in said
+    assert "\n" not in said
+    planned = written("one/sweeps.Values.binding = 'AdamW.learning_rate'\n")
+    rates = {arm: point.items for arm, (_, point) in planned.points.items()}
+    assert rates == {
+        f"{arm}@learning_rate={rate}": (("AdamW.learning_rate", rate),)
+        for arm, rate in [("prefix", 0.1), ("prefix", 0.2), ("causal", 0.2), ("causal", 0.3), ("prefix", 0.3)]
+    }
+
+
+def test_a_point_with_the_name_of_an_arm_of_the_table_is_one_line(matched):
+    folder = configs.ROOT / "configs" / "tiny"
+    (folder / f"{POINTS[0]}.gin").write_text((folder / "prefix.gin").read_text())
+    arms = ("causal", "prefix", POINTS[0])
+    matched(arms=arms, compared={"all": arms})
+    with pytest.raises(configs.ConfigError, match="'prefix@layers=1' is the name of .* an arm of the table"):
+        written(SWEPT)
+
+
+@pytest.mark.parametrize("binding", ["train.seed", "experiment.train.seed"])
+def test_a_point_that_binds_the_seed_of_a_cell_is_one_line(matched, binding):
+    with pytest.raises(
+        configs.ConfigError, match=r"^arm prefix@seed=1 .* binds train.seed, which the seed of"
+    ):
+        written(SWEPT.replace("StackConfig.layers", binding))
+
+
+def test_a_figure_that_is_declared_twice_is_one_line(matched):
+    figures = "".join(
+        f"{name}/figures.Curves.{field} = {value!r}\n"
+        for name in ("one", "two")
+        for field, value in {"name": "lengths", "title": name, "metric": "metrics.long"}.items()
+    )
+    with pytest.raises(configs.ConfigError, match="Table.figures of study tiny has 'lengths' twice"):
+        written(
+            f"study.Table.figures = (@one/figures.Curves(), @two/figures.Curves())\n{figures}",
+            modules=["from research.analysis import figures"],
+        )
+
+
+def test_whether_arms_ask_for_the_same_order_is_known_without_looking_for_devices(matched, monkeypatch):
+    planned = matched(match="params", knobs={"prefix": ("StackConfig.hidden", 4)})
+    monkeypatch.setattr(experiment, "cost", lambda *_: pytest.fail("it was counted"))
+    assert not planned.deterministic(planned.arms)
+    arm = configs.ROOT / "configs" / "tiny" / "prefix.gin"
+    arm.write_text(
+        f"{arm.read_text()}from experiments import experiment\nexperiment.train.deterministic = True\n"
+    )
+    assert planned.deterministic(planned.arms)
+    assert not planned.deterministic(["causal"])
+    arm.write_text(f"{arm.read_text()}experiment.train.stepps = 1\n")
+    assert not planned.deterministic(planned.arms)  # which is told when it is planned
 
 
 def test_a_launch_leaves_out_what_is_extended_unless_it_is_asked_for(matched):

@@ -113,11 +113,11 @@ def test_the_same_value_twice_and_another_scope_are_no_conflict():
 
 
 def test_names_are_short_where_that_is_clear():
-    assert Product(parts=(RATE, STEPS)).points()[0].name == "learning_rate=0.001,steps=100"
+    assert Product(parts=(RATE, STEPS)).points()[0].name == "learning_rate=0.001+steps=100"
     widths = Product(
         parts=tuple(Values(binding=f"{s}StackConfig.width", values=(8,)) for s in ("enc/", "dec/")) + (STEPS,)
     )
-    assert widths.points()[0].name == "enc.StackConfig.width=8,dec.StackConfig.width=8,steps=100"
+    assert widths.points()[0].name == "enc.StackConfig.width=8+dec.StackConfig.width=8+steps=100"
     rates = Chain(parts=(RATE, Values(binding="SGD.learning_rate", values=(0.001,))))
     assert list(sweeps.named(rates.points())) == [
         "AdamW.learning_rate=0.001",
@@ -134,8 +134,9 @@ def test_names_are_short_where_that_is_clear():
         (True, "True"),
         (None, "None"),
         ("rms", "rms"),
-        ("a b/c,d=e@f", "a-b-c-d-e-f"),
-        ((0.9, 0.95), "0.9+0.95"),
+        ("a b/c,d=e@f+g:h", "a-b-c-d-e-f-g-h"),
+        ((0.9, 0.95), "0.9_0.95"),
+        (1e16, "1e16"),
         ("@Rotary()", "Rotary"),
         ("@masks.Window()", "masks.Window"),
         ("%WIDTH", "WIDTH"),
@@ -151,7 +152,7 @@ def test_different_points_have_different_names_of_bounded_length(values):
     points = Chain(parts=(Values(binding="A.x", values=tuple(values)),)).points()
     found = sweeps.named(points)
     assert sorted(p.bindings for p in found.values()) == sorted(p.bindings for p in points)
-    assert all(len(name) < 120 and not set(name) & set("/\\ @%'\"\n\0") for name in found)
+    assert all(len(name) < 120 and not set(name) & set("/\\ @%'\"\n\0,+:") for name in found)
 
 
 def test_long_names_are_cut_and_differ():

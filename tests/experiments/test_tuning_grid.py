@@ -35,7 +35,8 @@ def tuned(matched):
 @pytest.fixture
 def grid(tuned, tmp_path):
     assert tuned.table.tuning is not None
-    return tuning.Grid(tuned, tuned.table.tuning.rates, tmp_path / "results", tmp_path / "runs", None)
+    folders = (tmp_path / "results", tmp_path / "runs")
+    return tuning.Grid(tuned, tuned.arms, tuned.table.tuning.rates, *folders, None)
 
 
 def rate_of(cell):
@@ -88,6 +89,38 @@ def test_a_grid_whose_best_rates_are_inside_is_run_once(grid):
     found = tuning.run(grid, runs)
     assert len(runs.asked) == 1
     assert found["prefix"] == Choice(losses={0.001: 0.002, 0.003: 0.0, 0.01: None})
+
+
+def test_a_cell_that_failed_is_not_run_again_where_the_grid_is_extended(grid):
+    """The least rate of an arm fails, and its best one is above the grid."""
+    runs = Runs(lambda arm, rate: None if rate == 0.001 else 2 + abs(rate - 0.033))
+    found = tuning.run(grid, runs)
+    tried = [one for asked in runs.asked for one in asked]
+    assert ("causal", 0.001) in tried
+    assert len(tried) == len(set(tried))
+    assert found["causal"].losses[0.001] is None
+    again = Runs(lambda arm, rate: 9.0)  # another command tries it
+    tuning.run(grid, again)
+    assert again.asked[0] == [("causal", 0.001), ("prefix", 0.001)]
+
+
+def test_the_grid_is_that_of_the_arms_that_are_asked_for(grid):
+    only = dataclasses.replace(grid, arms=("prefix",))
+    runs = Runs(lambda arm, rate: abs(rate - 0.003))
+    assert list(tuning.run(only, runs)) == ["prefix"]
+    assert runs.asked == [[("prefix", rate) for rate in grid.rates]]
+    found = tuning.run(dataclasses.replace(grid, arms=("causal",)), runs)
+    assert list(tuning.measured(only, found)) == ["causal", "prefix"]  # of both commands
+
+
+def test_an_arm_that_cannot_be_planned_is_left_out_of_the_grid(grid):
+    arm = configs.ROOT / "configs" / "tiny" / "prefix.gin"
+    arm.write_text(f"{arm.read_text()}from experiments import experiment\nexperiment.train.stepps = 1\n")
+    runs = Runs(lambda arm, rate: abs(rate - 0.003))
+    assert list(tuning.run(grid, runs)) == ["causal"]
+    assert runs.asked == [[("causal", rate) for rate in grid.rates]]
+    arm.unlink()
+    assert tuning.run(dataclasses.replace(grid, arms=("prefix",)), runs) == {}
 
 
 def test_a_grid_that_is_far_off_is_given_up(grid):
@@ -169,16 +202,27 @@ def test_what_the_grid_prints_is_gin_that_binds_it(tuned):
         dataclasses.replace(tuned, scale="small"),
         {"causal": Choice(losses={0.001: 1.0, 1e-05: 0.5}), "prefix": Choice(losses={0.033: 1.0})},
     )
+    assert text == "study.Table.learning_rates = {'small': {'causal': 1e-05, 'prefix': 0.033}}"
     planned = written(f"{text}\n")
     assert planned.table.learning_rates == {"small": {"causal": 1e-05, "prefix": 0.033}}
     assert study.load("tiny", "small").rates == {"causal": 1e-05, "prefix": 0.033}
+
+
+def test_what_was_chosen_before_stays_bound(tuned):
+    planned = written("study.Table.learning_rates = {'smoke': {'prefix': 0.1}, 'small': {'causal': 0.2}}\n")
+    text = tuning.binding(planned, {"causal": Choice(losses={0.5: 1.0})})
+    assert text == (
+        "study.Table.learning_rates = {'smoke': {'causal': 0.5, 'prefix': 0.1}, 'small': {'causal': 0.2}}"
+    )
+    text = tuning.binding(planned, {"prefix": Choice(losses={0.5: 1.0})})
+    assert text.startswith("study.Table.learning_rates = {'smoke': {'prefix': 0.5}, ")
 
 
 def test_a_grid_of_whole_numbers_is_one_too(tuned):
     assert tuned.table.tuning is not None
     sparse = dataclasses.replace(tuned.table.tuning, binding="train.steps", rates=(1, 2, 4))
     planned = dataclasses.replace(tuned, table=dataclasses.replace(tuned.table, tuning=sparse))
-    found = tuning.Grid(planned, (1, 2, 4), "results", "runs", None).choices()
+    found = tuning.Grid(planned, planned.arms, (1, 2, 4), "results", "runs", None).choices()
     assert found == {arm: Choice(losses=dict.fromkeys((1, 2, 4))) for arm in ("causal", "prefix")}
 
 
@@ -192,7 +236,7 @@ def test_a_study_without_a_grid_has_none(matched):
     with pytest.raises(
         configs.ConfigError, match="study tiny has no Table.tuning; see configs/tiny/study.gin"
     ):
-        matched().grid((0.1, 0.2, 0.3))
+        matched().grid((0.1, 0.2, 0.3), ("causal",))
 
 
 @pytest.mark.slow
@@ -203,6 +247,12 @@ def test_tune_prints_what_to_put_into_the_study(project, monkeypatch):
     code, said, wrong = launched(project, "--scale=small")
     assert (code, wrong.count("\n")) == (1, 1)
     assert "has no learning rate for scale small: run the same command with --tune" in wrong
+    code, said, wrong = launched(project, "--tune", "--only=prefix", "--dry_run")
+    assert code == 0, wrong
+    assert [line.split()[0] for line in said.splitlines()] == [
+        f"prefix@learning_rate={rate}" for rate in ("0.001", "0.02", "5.0")
+    ]
+    assert not (project / "results").exists()
     code, said, wrong = launched(project, "--tune")
     assert code == 0, wrong
     assert (
