@@ -300,8 +300,14 @@ def _check_once(name: str, table: Table) -> None:
 
 
 def _check_measures(name: str, table: Table) -> None:
-    """ConfigError where a column or a task is no measure, or where sweeps have none that can be compared."""
-    for field, names in {"Table.columns": table.columns, "Table.tasks": table.tasks}.items():
+    """ConfigError where a column, a task or what a figure shows is no number of a row, or where sweeps have none that
+    can be compared.
+    """
+    declared: dict[str, Iterable[str]] = {"Table.columns": table.columns, "Table.tasks": table.tasks}
+    for spec in table.figures:
+        paths = [getattr(spec, name) for name in ("metric", "x", "y") if hasattr(spec, name)]
+        declared[f"figure {spec.name!r} of Table.figures"] = paths
+    for field, names in declared.items():
         for one in names:
             try:
                 tables.measure(one)

@@ -277,6 +277,17 @@ def test_a_point_that_binds_the_seed_of_a_cell_is_one_line(matched, binding):
         written(SWEPT.replace("StackConfig.layers", binding))
 
 
+def test_a_figure_of_no_number_is_one_line(matched):
+    with pytest.raises(
+        configs.ConfigError, match=r"^figure 'long' of Table.figures of study tiny: .*'metric.long'"
+    ):
+        written(
+            "study.Table.figures = (@figures.Curves(),)\nfigures.Curves.name = 'long'\n"
+            "figures.Curves.title = 'by length'\nfigures.Curves.metric = 'metric.long'\n",
+            modules=["from research.analysis import figures"],
+        )
+
+
 def test_a_figure_that_is_declared_twice_is_one_line(matched):
     figures = "".join(
         f"{name}/figures.Curves.{field} = {value!r}\n"
