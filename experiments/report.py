@@ -86,19 +86,13 @@ def section(
 
 
 def rendered(planned: study.Study, rows: list[Row]) -> tuple[list[Tabled], list[str]]:
-    """The table of the study and those of its sweeps, and which were refused and why."""
+    """The table of the study, those over its tasks and of its sweeps, and which were refused and why."""
     found, refused, title = [], [], f"{planned.name}, {planned.scale}"
     try:
         baselines = {arm: planned.baselines[planned.compared[arm]] for arm in planned.arms}
-        table = tables.build(
-            rows,
-            arms=planned.arms,
-            seeds=planned.seeds,
-            columns=planned.table.columns,
-            baseline=planned.baselines,
-            groups=planned.compared,
-        )
-        found.append(Tabled(title=title, table=table, baselines=baselines))
+        found.append(Tabled(title=title, table=tabulate.built(planned, rows), baselines=baselines))
+        for name, table in tabulate.task_tables(planned, rows).items():
+            found.append(Tabled(title=f"{title}: {name.replace('_', ' ')}", table=table, baselines=baselines))
         for number, table in enumerate(tabulate.sweep_tables(planned, rows), 1):
             files = {line.arm: planned.file(line.arm) for line in table.lines}
             found.append(Tabled(title=f"{title}: sweep {number}", table=table, baselines=files))

@@ -42,8 +42,15 @@ def render(planned: Study, results_dir: Path | str) -> tables.Table:
     Raises:
       TableError: it has none, or they do not compare.
     """
-    rows = rows_of(planned, results_dir)
-    table = tables.build(
+    table = built(planned, rows_of(planned, results_dir))
+    claims = planned.scale not in study.UNTUNED
+    found = ledger.of_study(planned.name, results_dir, planned.scale) if claims else ()
+    return dataclasses.replace(table, notes=(*table.notes, *verdicts.stamps(found)))
+
+
+def built(planned: Study, rows: Sequence[Row]) -> tables.Table:
+    """The table of the study; see `tables.build`."""
+    return tables.build(
         rows,
         arms=planned.arms,
         seeds=planned.seeds,
@@ -51,15 +58,10 @@ def render(planned: Study, results_dir: Path | str) -> tables.Table:
         baseline=planned.baselines,
         groups=planned.compared,
     )
-    claims = planned.scale not in study.UNTUNED
-    found = ledger.of_study(planned.name, results_dir, planned.scale) if claims else ()
-    return dataclasses.replace(table, notes=(*table.notes, *verdicts.stamps(found)))
 
 
 def sweep_tables(planned: Study, rows: Sequence[Row]) -> Iterator[tables.Table]:
-    """A table for each sweep: its first column at every point, beside each arm as it is or, where that is not of the
-    study's table, the first point.
-    """
+    """A table for each sweep: the study's first column at every point, beside each arm as it is."""
     for sweep in planned.table.sweeps:
         arms = tuple(dict.fromkeys([*sweep.arms, *sweep.expanded()]))
         yield sweeping.sweep_table(

@@ -108,11 +108,11 @@ def places(labels: Iterable[str]) -> tuple[dict[str, float], bool]:
 
 
 def without(arm: str, binding: str) -> str:
-    """The name of an arm of a sweep, `arm@name=value,...`, without the part that is the binding's."""
+    """The name of an arm of a sweep, `arm@name=value+...`, without the part that is the binding's."""
     base, _, point = arm.partition("@")
     full = f".{binding.replace('/', '.')}"
-    rest = [part for part in point.split(",") if not full.endswith(f".{part.partition('=')[0]}")]
-    return f"{base}@{','.join(rest)}" if any(rest) else base
+    rest = [part for part in point.split("+") if not full.endswith(f".{part.partition('=')[0]}")]
+    return f"{base}@{'+'.join(rest)}" if any(rest) else base
 
 
 def _at(row: Row, path: str) -> Any:

@@ -349,7 +349,7 @@ def test_a_response_reads_the_binding_from_the_rows_config_and_separates_other_b
         swept("causal", 0.003, 80, 2.0),
         swept("causal@learning_rate=0.01", 0.01, 80, 3.0),
         swept("causal@learning_rate=0.001", 0.001, 80, 1.0),
-        swept("causal@AdamW.learning_rate=0.001,steps=200", 0.001, 200, 0.5),
+        swept("causal@AdamW.learning_rate=0.001+steps=200", 0.001, 200, 0.5),
         swept("causal@steps=200", 0.003, 200, 0.4),
         row("sgd", 0, {"loss": 7.0}, config="optimizers.SGD.learning_rate = 1.0\n"),
     ]

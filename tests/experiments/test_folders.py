@@ -133,11 +133,12 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Witness:
-    '''Notes who evaluates, once a run that has been trained.'''
+    '''Notes who evaluates, once a run that has been trained; a replay reads fewer windows.'''
 
     def __call__(self, trained):
-        with Path("witness").open("a") as file:
-            file.write(f"{os.getpid()}\\n")
+        if trained.text.data.held_out > 16:
+            with Path("witness").open("a") as file:
+                file.write(f"{os.getpid()}\\n")
         return {"seen": 1}
 """
 
