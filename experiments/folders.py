@@ -112,14 +112,17 @@ def text_of(value: Record) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or what was there before; of several processes the first one
-    writes.
+    """`replace` a file; of several processes of one run the first one does."""
+    if not jax.process_index():
+        replace(path, text)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or what was there before.
 
     Raises:
       RunError: it cannot be written.
     """
-    if jax.process_index():
-        return
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -116,7 +116,7 @@ def save(text: str, path: Path) -> None:
       RunError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    folders.write(path, text)
+    folders.replace(path, text)
 
 
 def update_block(path: Path, planned: Study, table: tables.Table) -> None:
