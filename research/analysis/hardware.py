@@ -91,7 +91,6 @@ def memory(device_kind: str) -> int | None:
     return None if device is None else device.memory
 
 
-@functools.cache
 def processor() -> str:
     """The model of the CPU as the system calls it, or its kind of machine."""
     path = Path("/proc/cpuinfo")
@@ -100,6 +99,7 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
+@functools.cache
 def measured_roof(sizes: tuple[int, ...] = (1024, 2048), repeats: int = 3) -> float:
     """FLOP/s of the best square float32 product of these sizes on JAX's default device, measured once a process."""
 

@@ -79,13 +79,13 @@ def test_a_stale_row_counts_unless_it_is_to_be_run_again(cell):
 
 def test_cells_that_cannot_be_planned_are_told_from_the_others(matched, tmp_path):
     arm = configs.ROOT / "configs" / "tiny" / "prefix.gin"
-    arm.write_text(arm.read_text() + "pipeline.Data.corpus = @local.TextFiles()\n")  # which is not imported
+    arm.write_text(arm.read_text() + "nothing.Nowhere.like = 'that'\n")
     planned = matched()
     every = cells.of(planned, planned.arms, tmp_path / "results", tmp_path / "runs", None)
     sound, broken = cells.sound(every)
     assert [cell.title for cell in sound] == ["causal seed 0", "causal seed 1"]
     assert [cell.title for cell in broken] == ["prefix seed 0", "prefix seed 1"]
-    assert all(isinstance(error, configs.ConfigError) and "local" in str(error) for error in broken.values())
+    assert all(isinstance(error, configs.ConfigError) and "Nowhere" in str(error) for error in broken.values())
 
 
 def test_seeds_are_the_first_of_those_declared(matched):
