@@ -37,11 +37,23 @@ class Published:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A sentence to be tested, and what is published about it. `id`: C1, C2, ..."""
+    """A sentence to be tested, and what is published about it.
+
+    Attributes:
+      id: C1, C2, ...
+      parts: by name, the sub-claims that it takes, before any study declares how one is decided: the names of
+        `SubClaim`s, without the claim's. A study may declare no others; where there are none it may declare any.
+    """
 
     id: str
     text: str
+    parts: dict[str, str] = dataclasses.field(default_factory=dict)
     published: tuple[Published, ...] = ()
+
+    @property
+    def subclaims(self) -> dict[str, str]:
+        """The texts of its parts by the ids of sub-claims."""
+        return {f"{self.id}.{name}": text for name, text in self.parts.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,9 @@ def _section(judged: Judged) -> str:
         parts.append("\n".join(f"- {claim_words.published(one)}" for one in claim.published) + "\n")
     if judged.findings:
         parts.append(_table([_COLUMNS, *map(_line, judged.findings)]))
+    if judged.undeclared:
+        parts.append("Sub-claims without a rule so far:\n")
+        parts.append("\n".join(f"- {name}: {text}" for name, text in judged.undeclared.items()) + "\n")
     return "\n".join(parts)
 
 

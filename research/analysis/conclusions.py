@@ -7,7 +7,7 @@ from research.analysis.claims import Claim, Ledger, require_distinct
 from research.analysis.decisions import ClaimError, Verdict
 from research.analysis.verdicts import CAVEAT, Finding
 
-_PENDING = (Verdict.NOT_RUN, Verdict.EXPLORATORY)
+_PENDING = (Verdict.NOT_RUN, Verdict.EXPLORATORY, Verdict.UNDECLARED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,8 +15,19 @@ class Judged:
     """A claim with its verdict and the findings that it follows from."""
 
     claim: Claim
-    verdict: Verdict
     findings: tuple[Finding, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """That of the claim as a whole."""
+        undeclared = [Verdict.UNDECLARED] * len(self.undeclared)
+        return whole([*(finding.verdict for finding in self.findings), *undeclared])
+
+    @property
+    def undeclared(self) -> dict[str, str]:
+        """Its sub-claims that no study has declared a rule for, by id."""
+        declared = {finding.subclaim.id for finding in self.findings}
+        return {name: text for name, text in self.claim.subclaims.items() if name not in declared}
 
     @property
     def rejected(self) -> bool:
@@ -33,7 +44,7 @@ def conclude(ledger: Ledger, findings: Iterable[Finding]) -> tuple[Judged, ...]:
     """Every claim of the ledger with its verdict, from the findings of all studies.
 
     Raises:
-      ClaimError: a sub-claim of no claim, or one that two studies declare.
+      ClaimError: a sub-claim of no claim, one that its claim does not have, or one that two studies declare.
     """
     findings = list(findings)
     require_distinct([finding.subclaim.id for finding in findings], "Table.claims of all studies")
@@ -44,11 +55,20 @@ def conclude(ledger: Ledger, findings: Iterable[Finding]) -> tuple[Judged, ...]:
                 f"{finding.subclaim.id} of study {finding.study}: no claim {finding.subclaim.claim!r} in "
                 f"configs/claims.gin, expected one of {known}"
             )
-    judged = []
-    for claim in ledger.claims:
-        own = tuple(finding for finding in findings if finding.subclaim.claim == claim.id)
-        judged.append(Judged(claim=claim, verdict=whole([finding.verdict for finding in own]), findings=own))
-    return tuple(judged)
+    return tuple(
+        _judged(claim, [finding for finding in findings if finding.subclaim.claim == claim.id])
+        for claim in ledger.claims
+    )
+
+
+def _judged(claim: Claim, findings: Sequence[Finding]) -> Judged:
+    for finding in findings:
+        if claim.parts and finding.subclaim.id not in claim.subclaims:
+            raise ClaimError(
+                f"{finding.subclaim.id} of study {finding.study}: not among the parts of {claim.id} in "
+                f"configs/claims.gin, expected one of {list(claim.subclaims)}"
+            )
+    return Judged(claim=claim, findings=tuple(findings))
 
 
 def whole(parts: Sequence[Verdict]) -> Verdict:
@@ -67,4 +87,6 @@ def whole(parts: Sequence[Verdict]) -> Verdict:
         return Verdict.NOT_RUN
     if Verdict.EXPLORATORY in parts:
         return Verdict.EXPLORATORY
+    if Verdict.UNDECLARED in parts:
+        return Verdict.UNDECLARED
     return given.pop() if len(given) == 1 else Verdict.INCONCLUSIVE

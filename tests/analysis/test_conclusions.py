@@ -103,6 +103,21 @@ def test_a_subclaim_of_no_claim_or_of_two_studies_is_refused():
         conclude(LEDGER, [finding(), finding()])
 
 
+def test_a_claim_waits_for_all_of_its_parts():
+    claim = Claim(id="C1", text="this", parts={"loss": "one part", "cost": "another"})
+    (judged,) = conclude(Ledger(claims=(claim,)), [finding()])
+    assert judged.verdict is Verdict.UNDECLARED
+    assert judged.undeclared == {"C1.cost": "another"}
+    assert "\n- C1.cost: another\n" in markdown([judged])
+    (judged,) = conclude(Ledger(claims=(claim,)), [finding(), finding("C1.cost")])
+    assert (judged.verdict, judged.undeclared) == (Verdict.SUPPORTED, {})
+    assert "without a rule" not in markdown([judged])
+    with pytest.raises(
+        ClaimError, match=r"C1.size of study study: not among the parts of C1 .* \['C1.loss', 'C1.cost'\]"
+    ):
+        conclude(Ledger(claims=(claim,)), [finding("C1.size")])
+
+
 def test_the_page_shows_verdicts_numbers_and_sources():
     page = markdown(concluded())
     assert "\n## C1: partly, but a negative control was rejected\n" in page

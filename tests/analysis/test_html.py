@@ -121,8 +121,8 @@ def finding(name="C2.loss", verdict=Verdict.SUPPORTED, **changes):
     return Finding(**values)
 
 
-def claimed(*findings, verdict=Verdict.SUPPORTED):
-    return Judged(claim=Claim(id="C2", text="Prefixes help."), verdict=verdict, findings=findings)
+def claimed(*findings):
+    return Judged(claim=Claim(id="C2", text="Prefixes help."), findings=findings)
 
 
 def picture(caption="causal", alt="a lower triangle", lines=((0, 1),)):

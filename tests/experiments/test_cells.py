@@ -85,7 +85,9 @@ def test_cells_that_cannot_be_planned_are_told_from_the_others(matched, tmp_path
     sound, broken = cells.sound(every)
     assert [cell.title for cell in sound] == ["causal seed 0", "causal seed 1"]
     assert [cell.title for cell in broken] == ["prefix seed 0", "prefix seed 1"]
-    assert all(isinstance(error, configs.ConfigError) and "Nowhere" in str(error) for error in broken.values())
+    assert all(
+        isinstance(error, configs.ConfigError) and "Nowhere" in str(error) for error in broken.values()
+    )
 
 
 def test_seeds_are_the_first_of_those_declared(matched):

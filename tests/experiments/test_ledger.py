@@ -73,7 +73,7 @@ study.Table:
   compared = {'all': ('causal_lm', 'prefix_lm')}
   claims = (@claims.SubClaim(),)
 claims.SubClaim:
-  id = 'C2.loss'
+  id = 'C2.free_text'
   text = 'the causal decoder has the lower loss'
   rule = @rules.Contrast()
 rules.Contrast:
@@ -129,8 +129,11 @@ def test_a_study_is_judged_by_its_own_arms_seeds_and_rows(project):
 def test_the_claims_of_a_project_follow_from_its_rows(project):
     table = configs.load(study.Table, ["configs/tiny/study.gin"])
     save_rows(project, rules=claims.declared(table.claims, table.seeds["small"]))
-    judged = {one.claim.id: one.verdict for one in ledger.judged(project / "results")}
-    assert judged.pop("C2") == Verdict.SUPPORTED
+    found = ledger.judged(project / "results")
+    findings = {finding.subclaim.id: finding.verdict for one in found for finding in one.findings}
+    assert findings == {"C2.free_text": Verdict.SUPPORTED}
+    judged = {one.claim.id: one.verdict for one in found}
+    assert judged["C2"] == Verdict.UNDECLARED  # whose other parts no study decides
     assert set(judged.values()) == {Verdict.UNDECLARED}
 
 

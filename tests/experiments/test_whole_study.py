@@ -40,7 +40,7 @@ figures.Response.title = 'Loss by learning rate'
 figures.Response.binding = 'AdamW.learning_rate'
 figures.Response.metric = 'metrics.loss'
 
-claims.SubClaim.id = 'C2.loss'
+claims.SubClaim.id = 'C2.free_text'
 claims.SubClaim.text = 'A prefix does not help.'
 claims.SubClaim.rule = @rules.Contrast()
 rules.Contrast.metric = 'metrics.loss'
@@ -82,7 +82,7 @@ def test_a_study_with_sweeps_figures_claims_and_an_evaluation_that_comes_later(p
     hashes = [row["rules"] for row in first.values() if row["arm"] == "causal"]
     assert len(hashes) == 2
     assert hashes[0] == hashes[1]
-    assert list(hashes[0]) == ["C2.loss"]
+    assert list(hashes[0]) == ["C2.free_text"]
 
     code, said, wrong = launched(project, "--only=extended")
     assert code == 0, wrong
