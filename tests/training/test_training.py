@@ -162,7 +162,10 @@ def test_memory_is_kept_as_the_record_of_a_run_says(keep, named):
 
 def test_a_cpu_takes_one_program_at_a_time():
     """How much memory that saves depends on what else the machine does; see docs/training.md."""
-    code = "import jax; from experiments import start; start.process(); print(jax.config.values['jax_cpu_enable_async_dispatch'])"
+    code = (
+        "import jax; from experiments import start; start.process()\n"
+        "print(jax.config.values['jax_cpu_enable_async_dispatch'])"
+    )
     said = subprocess.run([sys.executable, "-c", code], cwd=configs.ROOT, capture_output=True, text=True)
     assert said.stdout == "False\n", said.stderr
 
