@@ -211,11 +211,13 @@ class Stopping(Batches):
         return super().__next__()
 
 
-def test_ctrl_c_that_nothing_takes_says_from_where_the_run_goes_on(trainer, tmp_path, monkeypatch):
+def test_ctrl_c_that_nothing_takes_says_from_where_the_run_goes_on(trainer, tmp_path, monkeypatch, request):
     """As in several processes, each of which would stop at another step."""
     monkeypatch.setattr(loop._Stop, "__enter__", lambda self: self)
     monkeypatch.setattr(loop._Stop, "__exit__", lambda *_: None)
-    loop._Stop.asked = False
+    monkeypatch.setattr(loop._Stop, "asked", False, raising=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever other tests have left
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     for every, where in (
         (0, "the beginning, since nothing is saved"),
         (2, "step 4, the newest that is saved"),
