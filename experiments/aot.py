@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import budget as budgeting
-from experiments import configs, experiment, running, start
+from experiments import configs, experiment, machine, start
 from research.analysis import hardware
 from research.attention.platforms import compiling_for
 from research.training.sharding import Placement
@@ -75,7 +75,7 @@ def compiled(
     )
     shardings = placement.state(state)
     step = jax.jit(functions.update, donate_argnums=0, out_shardings=(shardings, None))
-    with compiling_for("tpu"), running.surroundings(planned, placement):
+    with compiling_for("tpu"), machine.surroundings(planned, placement):
         began = time.perf_counter()
         lowered = step.lower(
             placement.shapes(state, shardings), placement.shapes(batch, placement.rows(batch))

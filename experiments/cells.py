@@ -50,6 +50,7 @@ class Cell:
             self.title,
             self.study.table.evaluations,
             self.again,
+            True,
             declared(self.study.table.claims, self.study.table.seeds[self.study.scale]),
         )
 

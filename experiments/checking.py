@@ -91,7 +91,7 @@ def check(
         for cell in _named(every, broken, names):
             row = cell.row
             assert row is not None
-            job = dataclasses.replace(cell, runs=Path(apart)).job
+            job = dataclasses.replace(dataclasses.replace(cell, runs=Path(apart)).job, replayed=False)
             try:
                 result = running.run(job, data_dir=data_dir, console=console)
             except loop.Diverged as error:

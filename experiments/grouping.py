@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments import experiment, running, start
+from experiments import experiment, machine, running, start
 from experiments.experiment import Experiment
 from research.training import loop
 from research.training.ensemble import Ensemble, Solo
@@ -68,12 +68,12 @@ def speed(
     first = planned[0]
     text = experiment.dataset(first.data, data_dir)
     functions = experiment.trainer(first, text.tokenizer.vocab_size)
-    placed = running.placement(first) if len(planned) == 1 else None
+    placed = machine.placement(first) if len(planned) == 1 else None
     solo = Solo(functions, rows=first.data.batch, placement=placed)
     engine: Any = solo if len(planned) == 1 else Ensemble(functions, len(planned))
     on = np.ones(len(planned), bool)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(running.surroundings(first, placed))
+        stack.enter_context(machine.surroundings(first, placed))
         streams = [
             stack.enter_context(contextlib.closing(experiment.dataset(one.data, data_dir).training(one.seed)))
             for one in planned

@@ -32,7 +32,7 @@ def replayed(
 ) -> dict[str, Any]:
     """`losses` of each step, `evaluation`, the held-out loss after them, and `scores` of the evaluations then.
 
-    Nothing is saved, and hard examples are not chosen. `placed`: where it runs; see `running.placement`.
+    Nothing is saved, and hard examples are not chosen. `placed`: where it runs; see `machine.placement`.
     """
     text = dataset(planned.data, data_dir)
     short = dataclasses.replace(planned, steps=STEPS, early_stopping=None)

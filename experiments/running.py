@@ -3,12 +3,8 @@
 import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
 import math
-import platform
-import resource
-import sys
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from experiments import code, folders, replays, start
+from experiments import code, folders, machine, replays, start
 from experiments.experiment import (
     Experiment,
     classes,
@@ -27,23 +23,19 @@ from experiments.experiment import (
     example,
     hash_of,
     key,
-    stacks,
     trainer,
 )
-from research.analysis import budget, hardware
-from research.attention import core
+from research.analysis import budget
 from research.data.pipeline import Batches
 from research.evaluation import likelihood
 from research.evaluation.trained import Evaluation, Trained
 from research.training import hyperparameters, loop
 from research.training.checkpoints import CheckpointError, Checkpoints
 from research.training.ensemble import Ensemble, Solo
-from research.training.sharding import Placement
 from research.training.trackers import TensorBoard
 
-ORDERED = (
-    100  # steps whose windows the record of a run hashes: arms of a seed read the same, as far as each goes
-)
+# Steps whose windows the record of a run hashes: arms of a seed read the same, as far as each goes.
+ORDERED = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +49,7 @@ class Job:
       title: what it is called where progress is shown.
       evaluations: what is measured beside the loss, by name.
       anew: a result that other code has measured does not count.
+      replayed: whether a replay is recorded, by which it is known later whether the code still measures the same.
       rules: hashes of the rules that it decides, for the record; see `research.analysis.claims.declared`.
     """
 
@@ -66,6 +59,7 @@ class Job:
     title: str = "train"
     evaluations: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
     anew: bool = False
+    replayed: bool = False
     rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -157,7 +151,7 @@ def alone(planned: Experiment) -> str | None:
 def _train(runs: Sequence["_Run"], console: Console) -> None:
     """Train and score runs that share a program; one that cannot begin is left out, with its error."""
     planned = runs[0].job.planned
-    with surroundings(planned, runs[0].placement), contextlib.ExitStack() as stack:
+    with machine.surroundings(planned, runs[0].placement), contextlib.ExitStack() as stack:
         try:
             members = {one: member for one in runs if (member := one.begin(stack, console)) is not None}
             if not members:
@@ -174,7 +168,7 @@ def _train(runs: Sequence["_Run"], console: Console) -> None:
                     # Every process counts its own rows; steps are taken together.
                     tokens=lambda batch: budget.tokens_read(batch) * first.solo.hosts,
                     flops=first.price.train_flops,
-                    peak=_peak_flops(planned),
+                    peak=machine.peak_flops(planned),
                 ),
                 console=console,
             )
@@ -220,7 +214,7 @@ class _Run:
         self.trainer = trainer(planned, self._text.tokenizer.vocab_size)
         self.price = cost(planned.model, planned.data, data_dir)
         # An ensemble spreads its members over the devices, each of which is on one.
-        self.placement = None if together else placement(planned)
+        self.placement = None if together else machine.placement(planned)
         self.solo = Solo(self.trainer, rows=planned.data.batch, placement=self.placement)
         names = planned.data.mixture.names
         parts: dict[str, int | None] = {"": None}
@@ -258,7 +252,7 @@ class _Run:
             self._folder.set_aside()
             self.finished = None
             return
-        with surroundings(planned, self.placement):
+        with machine.surroundings(planned, self.placement):
             scores = self._evaluate(params, lacking)
             replay = replays.replayed(planned, self.job.evaluations, self._data_dir, self.placement)
         known = {**finished["replay"]["scores"], **{name: replay["scores"][name] for name in lacking}}
@@ -273,7 +267,8 @@ class _Run:
     def begin(self, stack: contextlib.ExitStack, console: Console) -> loop.Member | None:
         """What the loop needs of it, or None where it cannot begin; what has to be closed is entered into `stack`."""
         try:
-            self._record["replay"] = self._replayed(console)
+            if self.job.replayed:
+                self._record["replay"] = self._replayed(console)
             self.status("running")
             return self._member(stack, console)
         except Exception as error:
@@ -365,7 +360,7 @@ class _Run:
             "tokens_per_second": outcome.tokens_per_second,
             "utilisation": outcome.utilisation,
             "wall_seconds": outcome.seconds,
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": machine.peak_memory(),
         }
         taken = {"steps": int(outcome.state.step)} if self.job.planned.early_stopping is not None else {}
         self.finished = {
@@ -467,67 +462,17 @@ class _Run:
 
     def _environment(self) -> Result:
         """What the run was made with; which attention there is depends on the mesh."""
-        with surroundings(self.job.planned, self.placement):
-            return environment(self.job.planned) | start.settings()
+        with machine.surroundings(self.job.planned, self.placement):
+            return machine.environment(self.job.planned) | start.settings()
 
 
 def replay(job: Job, data_dir: str | None) -> Result:
     """What the code of now makes of a run of a few steps; see `replays.replayed`."""
-    placed = placement(job.planned)
-    with surroundings(job.planned, placed):
+    placed = machine.placement(job.planned)
+    with machine.surroundings(job.planned, placed):
         return replays.replayed(job.planned, job.evaluations, data_dir, placed)
 
 
 def _hashes(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
     """What each evaluation measures, as a hash."""
     return {name: hash_of(evaluation) for name, evaluation in evaluations.items()}
-
-
-def placement(planned: Experiment) -> Placement | None:
-    """Where a run of its own lives; None: on the one device that there is."""
-    mesh = planned.parallelism.mesh(rows=planned.data.batch)
-    return Placement(planned.parallelism, mesh) if mesh.size > 1 else None
-
-
-@contextlib.contextmanager
-def surroundings(planned: Experiment, placed: Placement | None) -> Generator[None]:
-    """What is set while steps are compiled: the precision of products, and the mesh where there is one."""
-    mesh = contextlib.nullcontext() if placed is None else jax.set_mesh(placed.mesh)
-    with jax.default_matmul_precision(planned.matmul_precision), mesh:
-        yield
-
-
-def _peak_flops(planned: Experiment) -> float | None:
-    """FLOP/s that all devices could do in the dtype of the model's products."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return hardware.measured_roof() * jax.process_count()  # its own devices share the cores
-    dtype = stacks(planned.model)[0].dtype
-    # float32 products are rounded to what `matmul_precision` names.
-    peak = hardware.peak(device.device_kind, planned.matmul_precision if dtype == "float32" else dtype)
-    return None if peak is None else peak * jax.device_count()
-
-
-def environment(planned: Experiment) -> Result:
-    """What a run is made with, on the mesh that there is."""
-    device = jax.devices()[0]
-    backends = {
-        core.resolved_name(stack.backend) for stack in stacks(planned.model) if isinstance(stack.backend, str)
-    }
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": importlib.metadata.version("flax"),
-        "platform": device.platform,
-        "device": device.device_kind,
-        "processor": hardware.processor(),
-        "attention": "+".join(sorted(backends)),
-        "matmul_precision": planned.matmul_precision,
-    }
-
-
-def _peak_memory() -> int:
-    """Most bytes this process (or its accelerator) has held so far."""
-    statistics = jax.devices()[0].memory_stats() or {}
-    unit = 1 if sys.platform == "darwin" else 1024
-    return statistics.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from experiments import code, replays, running
+from experiments import code, machine, replays, running
 from experiments.cells import Cell
 from research.analysis import results
 from research.analysis.results import Row
@@ -36,7 +36,7 @@ def check(cells: Sequence[Cell], console: Console) -> list[Cell]:
     for cell, row in track(changed, "replaying", console=console, transient=True):
         same = row.code["fingerprint"] == now[cell]
         moved = 0.0 if same else replays.furthest(row.replay, running.replay(cell.job, cell.data_dir))
-        differing = _differing(row, running.environment(cell.job.planned))
+        differing = _differing(row, machine.environment(cell.job.planned))
         if differing and replays.TOLERANCE < moved < ELSEWHERE:
             console.print(
                 f"{cell.title}  cannot be told from here, where a number moves by {moved:.1e} ({differing})",

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 from test_checkpoints import mounted
 
-from experiments import configs, experiment, running
+from experiments import configs, experiment, machine, running
 from research.attention.masks import Slots
 from research.attention.positions import T5Bias
 from research.batch import Batch, Tokens
@@ -132,7 +132,7 @@ def test_every_product_of_a_step_has_the_precision_that_was_asked_for(named, pre
     config = dataclasses.replace(CONFIG, stack=dataclasses.replace(CONFIG.stack, positions=T5Bias()))
     functions = trainer(optimizers.AdamW(), config)
     state = jax.eval_shape(functions.initial, jax.random.key(0))
-    with running.surroundings(SimpleNamespace(matmul_precision=named), None):
+    with machine.surroundings(SimpleNamespace(matmul_precision=named), None):
         traced = str(jax.make_jaxpr(functions.update)(state, batch()))
     assert traced.count("dot_general[") > 10
     assert set(re.findall(r"precision=\(?(?:Precision\.)?(\w+)", traced)) == {precision}
@@ -171,9 +171,9 @@ def test_a_cpu_takes_one_program_at_a_time():
 
 
 def test_the_peak_of_a_cpu_is_that_of_all_processes(monkeypatch):
-    monkeypatch.setattr(running.hardware, "measured_roof", lambda: 1e9)
+    monkeypatch.setattr(machine.hardware, "measured_roof", lambda: 1e9)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert running._peak_flops(None) == 2e9
+    assert machine.peak_flops(None) == 2e9
 
 
 CORPORA = {
