@@ -42,14 +42,6 @@ from research.attention.masks import (
 ROWS, LENGTH, HEADS, GROUPS = 2, 1000, 4, 2
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _no_compilation_cache():
-    """What is compiled for a machine that is not here can be written to the cache and not read again."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-
-
 def compiled(backend, topology, mask, width=64, dtype=jnp.bfloat16, softcap=None):
     """The program of output, log-sum-exp and gradients for one chip; packed rows where the mask allows them."""
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
