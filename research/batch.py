@@ -11,10 +11,14 @@ from research.attention.masks import Slots
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A line of tokens: `ids` i32[*b n] and the `slots` that say where they are."""
+    """A line of tokens: `ids` i32[*b n] and the `slots` that say where they are.
+
+    `types`: i32[*b n], the kind of each token for models that tell kinds apart; None: all of kind 0.
+    """
 
     ids: Any
     slots: Slots
+    types: Any = None
 
 
 @jax.tree_util.register_dataclass

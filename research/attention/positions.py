@@ -15,7 +15,7 @@ widening, d^-1/2, so whoever calls `attend` gives it the scale.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,10 @@ class Positions:
         """The stack's input with positions added."""
         return x
 
+    def with_layer(self, own: Any) -> "Positions":
+        """The scheme as a layer reads it whose own part, made by `Scheme.layer`, is `own`."""
+        return self
+
     def query(self, q: Float[Array, "*b n h d"], slots: Slots) -> Float[Array, "*b n h e"]:
         """Queries that know their place; e >= d where the scheme widens them."""
         return q
@@ -70,6 +74,10 @@ class Scheme:
     def build(self, *, width: int, heads: int, head_dim: int, causal: bool, key: Array) -> Positions:
         """The scheme for a stack of that width and those heads; `causal`: no query sees a later key."""
         raise TypeError(f"{type(self).__name__} defines no build(); every Scheme must")
+
+    def layer(self, *, width: int, heads: int, head_dim: int, key: Array) -> Any:
+        """What each layer has for itself, a module, or None."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,29 +105,54 @@ class Sinusoidal(Scheme, Positions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learned(Scheme):
-    """A learned vector for each position up to `length`; a position past it gives NaN, never another's row."""
+    """A learned vector for each position up to `length`; a position past it gives NaN, never another's row.
+
+    Attributes:
+      length: positions there are.
+      scale: what a row is multiplied by; None: sqrt(m), as a row of the token table is by default.
+      axes: components of the coords, each with a table of its own, all added. (0, 1) is GLM's: place in the
+        corrupted text, place inside the span (Du et al. 2022).
+    """
 
     length: int
+    scale: float | None = None
+    axes: tuple[int, ...] = (0,)
+
+    def __post_init__(self):
+        if not self.axes or min(self.axes) < 0:
+            raise ValueError(f"Learned.axes = {self.axes}: expected at least one component of coords, from 0")
 
     @property
     def limit(self) -> int | None:
         return self.length
 
     def build(self, *, width: int, heads: int, head_dim: int, causal: bool, key: Array) -> Positions:
-        return LearnedTable(self.length, width, key)
+        return LearnedTable(self, width, key)
 
 
 class LearnedTable(nnx.Module, Positions):
-    """The table of `Learned`, scaled like the token embedding it is added to."""
+    """The table of `Learned`, [length m]; of several axes [axes length m]."""
 
-    def __init__(self, length: int, width: int, key: Array):
-        self.table = nnx.Param(jax.random.normal(key, (length, width)) * width**-0.5)
+    def __init__(self, spec: Learned, width: int, key: Array):
+        self.axes = spec.axes
+        self.scale = width**0.5 if spec.scale is None else spec.scale
+        shape = (spec.length, width) if len(spec.axes) == 1 else (len(spec.axes), spec.length, width)
+        self.table = nnx.Param(jax.random.normal(key, shape) * width**-0.5)
 
     def embed(self, x: Float[Array, "*b n m"], slots: Slots) -> Float[Array, "*b n m"]:
-        place = jnp.asarray(slots.coordinate())
-        place = jnp.where(place < 0, self.table.shape[0], place)  # a negative index would count from the end
-        rows = jnp.take(self.table[...], place, axis=0, mode="fill", fill_value=jnp.nan)
-        return x + (rows * x.shape[-1] ** 0.5).astype(x.dtype)
+        components = 1 if slots.coords is None else slots.coords.shape[-1]
+        if max(self.axes) >= components:
+            raise ValueError(
+                f"Learned.axes = {self.axes}: the slots' coords have {components} component(s); give "
+                f"Slots.coords [*b n {max(self.axes) + 1}] or change Learned.axes"
+            )
+        table = self.table[...]
+        for place, axis in enumerate(self.axes):
+            rows = table if len(self.axes) == 1 else table[place]
+            at = jnp.asarray(slots.coordinate(axis))
+            at = jnp.where(at < 0, rows.shape[0], at)  # a negative index would count from the end
+            x = x + (self.scale * jnp.take(rows, at, axis=0, mode="fill", fill_value=jnp.nan)).astype(x.dtype)
+        return x
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,18 +236,27 @@ class Relative(Scheme):
 
     R are sinusoids of the distance, as wide as the stack, with either sign. Scores depend on the query's content
     times distance, so they are no bias of [h q k]; queries and keys are widened instead, see `RelativeTerms`.
+    The original's `clamp_len`, which reads distances beyond a limit as that limit, is left out: a clamped distance is
+    no rotation.
 
-    u, v and W_r are shared by the layers of the stack; the original has a W_r for each layer and, untied, u and v
-    too. Its `clamp_len`, which reads distances beyond a limit as that limit, is left out: a clamped distance is no
-    rotation.
+    Attributes:
+      base: of the sinusoids' frequencies.
+      layers: what every layer has for itself and does not share with the others: "nothing", "projection" (W_r, as
+        released for PyTorch) or "everything" (u and v too, `untie_r`).
     """
 
     base: float = 10_000.0
+    layers: Literal["nothing", "projection", "everything"] = "nothing"
 
     def build(self, *, width: int, heads: int, head_dim: int, causal: bool, key: Array) -> Positions:
         if width % 2:
             raise ValueError(f"StackConfig.width = {width}: Relative positions need an even width")
-        return RelativeTerms(self.base, width, heads, head_dim, key)
+        return RelativeTerms(self, width, heads, head_dim, key, layer=False)
+
+    def layer(self, *, width: int, heads: int, head_dim: int, key: Array) -> Any:
+        if self.layers == "nothing":
+            return None
+        return RelativeTerms(self, width, heads, head_dim, key, layer=True)
 
 
 class RelativeTerms(nnx.Module, Positions):
@@ -226,21 +268,35 @@ class RelativeTerms(nnx.Module, Positions):
 
     Attributes:
       content, position: u and v, [h d].
-      projection: W_r, [m h d].
+      projection: W_r, [m h d]. Of these the stack and each `layer` have None for what the other has.
     """
 
-    def __init__(self, base: float, width: int, heads: int, head_dim: int, key: Array):
-        self.base = base
+    def __init__(self, spec: Relative, width: int, heads: int, head_dim: int, key: Array, *, layer: bool):
+        self.base, self.width = spec.base, width
         content, position, projection = jax.random.split(key, 3)
-        self.content = nnx.Param(jax.random.normal(content, (heads, head_dim)) * 0.02)
-        self.position = nnx.Param(jax.random.normal(position, (heads, head_dim)) * 0.02)
-        scale = width**-0.5
-        self.projection = nnx.Param(jax.random.normal(projection, (width, heads, head_dim)) * scale)
+
+        def normal(key: Array, scale: float, *shape: int) -> nnx.Param:
+            return nnx.Param(jax.random.normal(key, shape) * scale)
+
+        own = (spec.layers == "everything") == layer
+        self.content = normal(content, 0.02, heads, head_dim) if own else None
+        self.position = normal(position, 0.02, heads, head_dim) if own else None
+        own = (spec.layers != "nothing") == layer
+        self.projection = normal(projection, width**-0.5, width, heads, head_dim) if own else None
+
+    def with_layer(self, own: Any) -> Positions:
+        if own is None:
+            return self
+        leaves, structure = jax.tree.flatten(self)
+        whole = jax.tree.unflatten(structure, leaves)
+        for name in ("content", "position", "projection"):
+            if getattr(self, name) is None:
+                setattr(whole, name, nnx.data(getattr(own, name)))
+        return whole
 
     def query(self, q: Float[Array, "*b n h d"], slots: Slots) -> Float[Array, "*b n h e"]:
-        u, v, projection = (
-            leaf[...].astype(q.dtype) for leaf in (self.content, self.position, self.projection)
-        )
+        parameters: Any = (self.content, self.position, self.projection)
+        u, v, projection = (leaf[...].astype(q.dtype) for leaf in parameters)
         a = jnp.einsum("...nhd,mhd->...nhm", q + v, projection, preferred_element_type=jnp.float32)
         a_sin, a_cos = jnp.split(a, 2, axis=-1)
         own = sinusoid(slots.coordinate(), a.shape[-1], self.base)[..., None, :]
@@ -249,7 +305,7 @@ class RelativeTerms(nnx.Module, Positions):
         return jnp.concatenate([q + u, turned.astype(q.dtype)], axis=-1)
 
     def key(self, k: Float[Array, "*b n g d"], slots: Slots) -> Float[Array, "*b n g e"]:
-        own = sinusoid(slots.coordinate(), self.projection.shape[0], self.base).astype(k.dtype)
+        own = sinusoid(slots.coordinate(), self.width, self.base).astype(k.dtype)
         own = jnp.broadcast_to(own[..., None, :], (*k.shape[:-1], own.shape[-1]))
         return jnp.concatenate([k, own], axis=-1)
 

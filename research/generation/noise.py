@@ -10,14 +10,15 @@ from jaxtyping import Array, Float
 from research.batch import Tokens
 from research.generation.contrast import Contrast
 from research.models.families import Model
-from research.models.layers import Embedding, child
+from research.models.layers import child
 from research.models.stack import copied
+from research.models.vocabulary import Embedding, TokenVectors
 
 
 class NoisyEmbedding(Embedding):
     """An embedding whose vectors are off by a normal draw; logits of a tied table are not."""
 
-    def __init__(self, plain: Embedding, keys: Any, scale: float):
+    def __init__(self, plain: TokenVectors, keys: Any, scale: float):
         self.plain, self.keys, self.scale = plain, keys, scale
 
     def __call__(self, tokens: Tokens) -> Float[Array, "b n m"]:
@@ -46,7 +47,9 @@ def noisy(model: Model | Contrast, keys: Any, scale: float) -> Any:
         return dataclasses.replace(model, **pair)
     changed: Any = copied(model)
     # Keys of their own: the row's, with a place folded in, may be one that a token is drawn with.
-    changed.embedding = NoisyEmbedding(model.embedding, child(keys, "noise"), scale)
+    for name in ("embedding", "source_embedding"):
+        if getattr(model, name, None) is not None:
+            setattr(changed, name, NoisyEmbedding(getattr(model, name), child(keys, "noise"), scale))
     return changed
 
 

@@ -14,8 +14,9 @@ from research.attention.memory import KeyValues, Line, Rolling, Whole
 from research.attention.positions import Positions
 from research.attention.recurrence import Recurrence
 from research.batch import Tokens
-from research.models.layers import Embedding, Left, Source
+from research.models.layers import Left, Source
 from research.models.stack import Stack
+from research.models.vocabulary import TokenVectors
 
 
 @jax.tree_util.register_dataclass
@@ -83,7 +84,7 @@ class Output:
 
 def remember(
     stack: Stack,
-    embedding: Embedding,
+    embedding: TokenVectors,
     tokens: Tokens,
     carry: Recurrence | None,
     *,
@@ -115,7 +116,7 @@ def remember(
 
 def prefilled(
     stack: Stack,
-    embedding: Embedding,
+    embedding: TokenVectors,
     tokens: Tokens,
     cache: Whole | Rolling | None,
     *,
@@ -158,7 +159,7 @@ def places(hidden: Float[Array, "b n m"], at: Any) -> Float[Array, "b t m"]:
 
 def extended(
     stack: Stack,
-    embedding: Embedding,
+    embedding: TokenVectors,
     cache: Cache,
     tokens: Tokens,
     *,
@@ -188,7 +189,7 @@ def extended(
 
 
 def _recur(
-    stack: Stack, embedding: Embedding, tokens: Tokens, cache: Cache, *, mask: Mask, source: Source | None
+    stack: Stack, embedding: TokenVectors, tokens: Tokens, cache: Cache, *, mask: Mask, source: Source | None
 ) -> tuple[Array, Cache]:
     """The tokens as the next segment of a memory."""
     memory: Any = cache.own

@@ -1,6 +1,7 @@
 """One stack: the causal decoder, the prefix decoder and, under `Full`, the bidirectional encoder."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -11,18 +12,33 @@ from research.attention.memory import Rolling, Whole
 from research.attention.recurrence import Recurrence
 from research.batch import Batch, Tokens
 from research.models.cache import Cache, Output, extended, places, prefilled, remember
-from research.models.config import StackConfig
-from research.models.layers import Embedding, Head, child, row_keys
+from research.models.config import EmbeddingConfig, StackConfig
+from research.models.layers import child, row_keys
 from research.models.stack import Stack, copied
+from research.models.vocabulary import Dense, Head, embedding, finish, outputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A decoder is its stack and its mask: `Causal()` (GPT, LLaMA) or `Prefix()` (ChatGLM) and nothing else."""
+    """A decoder is its stack and its mask: `Causal()` (GPT, LLaMA) or `Prefix()` (ChatGLM) and nothing else.
+
+    Attributes:
+      stack, mask: the blocks, and what they may see.
+      tied_embeddings: logits by the token table.
+      embedding: how tokens become vectors and states logits.
+    """
 
     stack: StackConfig = StackConfig()
     mask: Mask = Causal()
     tied_embeddings: bool = True
+    embedding: EmbeddingConfig = EmbeddingConfig()
+
+    def __post_init__(self):
+        if self.embedding.cutoffs and not self.tied_embeddings:
+            raise ValueError(
+                "DecoderConfig.tied_embeddings = False: an adaptive softmax shares the tables of the input; set it to "
+                "True, or EmbeddingConfig.cutoffs to ()"
+            )
 
     def build(self, *, vocab: int, key: Array) -> "Decoder":
         """The model with `vocab` tokens and initial parameters drawn from `key`."""
@@ -30,7 +46,9 @@ class DecoderConfig:
 
     def head(self, vocab: int, key: Array) -> Head | None:
         """What makes logits of hidden states; None: the token table does."""
-        return None if self.tied_embeddings else Head(vocab, self.stack, key=child(key, "head"))
+        if self.tied_embeddings:
+            return None
+        return Head(self.embedding.table_rows(vocab), self.stack, key=child(key, "head"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,12 +58,15 @@ class EncoderConfig(DecoderConfig):
     Attributes:
       classes: how many classes a window may have, told by a linear head on its first token; None: the logits are of
         tokens.
+      pooler: a dense layer and a tanh of hidden states, before the classes where there are any.
     """
 
     mask: Mask = Full()
     classes: int | None = None
+    pooler: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if self.classes is not None and self.classes < 2:
             raise ValueError(f"EncoderConfig.classes = {self.classes}: expected at least 2, or None")
 
@@ -67,9 +88,10 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, vocab: int, key: Array):
         self.config = config
-        self.embedding = Embedding(vocab, config.stack, key=child(key, "embedding"))
+        self.embedding = embedding(vocab, config.embedding, config.stack, key=child(key, "embedding"))
         self.stack = Stack(config.stack, masks=(config.mask,), key=child(key, "stack"))
         self.head = config.head(vocab, key)
+        self.finish = finish(vocab, config.embedding, config.stack, key=child(key, "finish"))
 
     def apply(self, batch: Batch, *, carry: Recurrence | None = None, key: Array | None = None) -> Output:
         """Hidden states of `batch.target`.
@@ -96,6 +118,11 @@ class Decoder(nnx.Module):
     def decoding(self) -> StackConfig:
         """The stack that is extended."""
         return self.config.stack
+
+    @property
+    def outputs(self) -> Any:
+        """What makes logits of hidden states."""
+        return outputs(self.head or self.embedding, self.finish)
 
     def unstacked(self) -> "Decoder":
         """The same model with an unstacked stack, for a loop of `extend`."""
@@ -145,7 +172,7 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
         """Scores of every token of the vocabulary, in float32."""
-        return (self.head or self.embedding).logits(hidden)
+        return self.outputs.logits(hidden)
 
     def __call__(self, batch: Batch) -> Float[Array, "*b t v"]:
         """Logits of every position: the short form of `apply`."""
@@ -154,3 +181,37 @@ class Decoder(nnx.Module):
 
 class Encoder(Decoder):
     """A bidirectional encoder: a decoder whose mask hides nothing, and maybe a head of classes."""
+
+    def __init__(self, config: EncoderConfig, *, vocab: int, key: Array):
+        super().__init__(config, vocab=vocab, key=key)
+        self.classes = config.classes
+        if config.classes is not None:
+            self.finish = None  # it is of scores of tokens
+        self.pooler = Dense(config.stack, pooler=True, key=child(key, "pooler")) if config.pooler else None
+
+    @property
+    def outputs(self) -> Any:
+        """What makes logits of hidden states; classes are told from pooled ones where there is a pooler."""
+        told = super().outputs
+        return Pooled(self.pooler, told) if self.pooler is not None and self.classes else told
+
+    def pooled(self, hidden: Float[Array, "b n m"]) -> Float[Array, "b m"]:
+        """A vector for each row: the pooler's of its first token.
+
+        Raises:
+          ValueError: there is none.
+        """
+        if self.pooler is None:
+            raise ValueError("the encoder has no pooler; set EncoderConfig.pooler = True")
+        return self.pooler(hidden[:, 0])
+
+
+class Pooled(nnx.Module):
+    """What makes logits of pooled states."""
+
+    def __init__(self, pooler: Dense, table: Any):
+        self.pooler, self.table = pooler, table
+
+    def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
+        """Scores of every class, in float32."""
+        return self.table.logits(self.pooler(hidden))

@@ -1,6 +1,7 @@
 """Two stacks, or one called twice: an encoder under `Full`, a causal decoder that cross-attends to its last layer."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -11,9 +12,10 @@ from research.attention.memory import Rolling, Whole
 from research.attention.recurrence import Recurrence
 from research.batch import Batch, Tokens
 from research.models.cache import Cache, Output, extended, places, prefilled, remember
-from research.models.config import StackConfig
-from research.models.layers import Embedding, Head, Source, child, row_keys
+from research.models.config import EmbeddingConfig, StackConfig
+from research.models.layers import Source, child, row_keys
 from research.models.stack import Stack, copied
+from research.models.vocabulary import Head, embedding, finish, outputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class EncoderDecoderConfig:
         both together are as deep as one decoder (T5's "P, M/2").
       tied: one stack reads the source and the target, so all but cross-attention and its norm is shared.
       tied_embeddings: logits by the token table.
+      embedding: how tokens become vectors, on both sides, and states logits.
+      shared_embeddings: both sides have one token table; else the source has its own.
     """
 
     encoder: StackConfig = StackConfig()
@@ -37,8 +41,15 @@ class EncoderDecoderConfig:
     split_layers: bool = False
     tied: bool = False
     tied_embeddings: bool = True
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    shared_embeddings: bool = True
 
     def __post_init__(self):
+        if self.embedding.cutoffs:
+            raise ValueError(
+                f"EncoderDecoderConfig.embedding has cutoffs {self.embedding.cutoffs}: an adaptive softmax is for "
+                "decoders; set EmbeddingConfig.cutoffs to ()"
+            )
         if self.encoder.width != self.decoder.width:
             raise ValueError(
                 f"EncoderDecoderConfig: encoder width {self.encoder.width} and decoder width "
@@ -67,19 +78,26 @@ class EncoderDecoderConfig:
 
 
 class EncoderDecoder(nnx.Module):
-    """Token vectors (shared by both sides), an encoder, a decoder, logits."""
+    """Token vectors, an encoder, a decoder, logits."""
 
     reads_source = True
 
     def __init__(self, config: EncoderDecoderConfig, *, vocab: int, key: Array):
         self.config = config
         encoder, decoder = config.stacks()
-        self.embedding = Embedding(vocab, decoder, key=child(key, "embedding"))
+        self.embedding = embedding(vocab, config.embedding, decoder, key=child(key, "embedding"))
+        self.source_embedding = None
+        if not config.shared_embeddings:
+            self.source_embedding = embedding(
+                vocab, config.embedding, encoder, key=child(key, "source_embedding")
+            )
         inside, outside = (config.encoder_mask,), (config.mask,)
         masks = inside + outside if config.tied else outside
         self.decoder = Stack(decoder, masks=masks, cross=True, key=child(key, "decoder"))
         self.encoder = None if config.tied else Stack(encoder, masks=inside, key=child(key, "encoder"))
-        self.head = None if config.tied_embeddings else Head(vocab, decoder, key=child(key, "head"))
+        rows = config.embedding.table_rows(vocab)
+        self.head = None if config.tied_embeddings else Head(rows, decoder, key=child(key, "head"))
+        self.finish = finish(vocab, config.embedding, decoder, key=child(key, "finish"))
 
     def apply(self, batch: Batch, *, carry: Recurrence | None = None, key: Array | None = None) -> Output:
         """Hidden states of `batch.target`, having read `batch.source`.
@@ -108,7 +126,7 @@ class EncoderDecoder(nnx.Module):
         each row, switches dropout on.
         """
         stack = self.encoder or self.decoder
-        x = self.embedding(tokens)
+        x = (self.source_embedding or self.embedding)(tokens)
         hidden, _ = stack(x, slots=tokens.slots, mask=self.config.encoder_mask, key=key)
         return Source(hidden, tokens.slots, self.config.cross_mask)
 
@@ -116,6 +134,11 @@ class EncoderDecoder(nnx.Module):
     def decoding(self) -> StackConfig:
         """The stack that is extended."""
         return self.decoder.config
+
+    @property
+    def outputs(self) -> Any:
+        """What makes logits of hidden states."""
+        return outputs(self.head or self.embedding, self.finish)
 
     def unstacked(self) -> "EncoderDecoder":
         """The same model with an unstacked decoder, for a loop of `extend`."""
@@ -158,7 +181,7 @@ class EncoderDecoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
         """Scores of every token of the vocabulary, in float32."""
-        return (self.head or self.embedding).logits(hidden)
+        return self.outputs.logits(hidden)
 
     def __call__(self, batch: Batch) -> Float[Array, "*b t v"]:
         """Logits of every position: the short form of `apply`."""

@@ -16,12 +16,19 @@ from research.attention.core import attend, received
 from research.attention.dense import kept
 from research.attention.masks import Full, Mask, Slots
 from research.attention.memory import Layer, Reading
-from research.attention.positions import Positions
-from research.batch import Tokens
+from research.attention.positions import Positions, Scheme
 from research.models.config import StackConfig
 
 PRODUCT = "product"  # the name of what the rematerialisation policy "dots" keeps
-ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "swiglu": jax.nn.silu, "geglu": jax.nn.gelu}
+ACTIVATIONS = {
+    "gelu": jax.nn.gelu,
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swiglu": jax.nn.silu,
+    "geglu": jax.nn.gelu,
+    "reglu": jax.nn.relu,
+}
 
 
 def folded(key: Array, data: Any) -> Array:
@@ -93,12 +100,12 @@ def _dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
     return checkpoint_name(product(x, kernel), PRODUCT)
 
 
-def linear(inputs: int, outputs: int, config: StackConfig, key: Array) -> nnx.Linear:
+def linear(inputs: int, outputs: int, config: StackConfig, key: Array, *, bias: bool) -> nnx.Linear:
     """A projection in the stack's dtype with float32 parameters."""
     return nnx.Linear(
         inputs,
         outputs,
-        use_bias=config.use_bias,
+        use_bias=bias,
         dtype=config.compute_dtype,
         dot_general=_dot_general,
         rngs=nnx.Rngs(params=key),
@@ -116,47 +123,19 @@ def norm(config: StackConfig) -> nnx.RMSNorm | nnx.LayerNorm:
     )
 
 
-class Embedding(nnx.Module):
-    """Token vectors of unit size at the input, and logits by the same table where the head is tied."""
-
-    def __init__(self, vocab: int, config: StackConfig, *, key: Array):
-        self.table = nnx.Param(jax.random.normal(key, (vocab, config.width)) * config.width**-0.5)
-        self.dtype = config.compute_dtype
-
-    def __call__(self, tokens: Tokens) -> Float[Array, "*b n m"]:
-        """Vectors of the tokens, scaled by sqrt(m)."""
-        # Over a mesh, rows of the table are made whole before they are read: XLA would gather ids instead.
-        table = sharded.placed(self.table[...], sharded.HEADS, ())
-        return spread(jnp.take(table, tokens.ids, axis=0).astype(self.dtype) * table.shape[-1] ** 0.5)
-
-    def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
-        """Scores of every token, in float32."""
-        table = self.table[...].astype(hidden.dtype)
-        return product(hidden, table.T, jnp.float32)
-
-
-class Head(nnx.Module):
-    """Logits by a table of their own (untied)."""
-
-    def __init__(self, vocab: int, config: StackConfig, *, key: Array):
-        self.kernel = nnx.Param(jax.random.normal(key, (config.width, vocab)) * config.width**-0.5)
-
-    def logits(self, hidden: Float[Array, "*b m"]) -> Float[Array, "*b v"]:
-        """Scores of every token (or class), in float32."""
-        kernel = self.kernel[...].astype(hidden.dtype)
-        return product(hidden, kernel, jnp.float32)
-
-
 class Attention(nnx.Module):
     """Multi-head (or grouped-query) attention of a line of tokens to a line of keys, its own or another's."""
 
     def __init__(self, config: StackConfig, *, key: Array):
         self.config = config
         heads, groups, features = config.heads, config.groups, config.features
-        self.query = linear(config.width, heads * features, config, child(key, "query"))
-        self.key = linear(config.width, groups * features, config, child(key, "key"))
-        self.value = linear(config.width, groups * features, config, child(key, "value"))
-        self.output = linear(heads * features, config.width, config, child(key, "output"))
+        bias, width = config.biased("qkv"), config.width
+        self.query = linear(width, heads * features, config, child(key, "query"), bias=bias)
+        self.key = linear(width, groups * features, config, child(key, "key"), bias=bias)
+        self.value = linear(width, groups * features, config, child(key, "value"), bias=bias)
+        self.output = linear(
+            heads * features, width, config, child(key, "output"), bias=config.biased("output")
+        )
         self.sinks = nnx.Param(jnp.zeros(heads)) if config.sinks else None
 
     def keys(self, x: Float[Array, "*b k m"]) -> tuple[Float[Array, "*b k g d"], Float[Array, "*b k g d"]]:
@@ -189,7 +168,7 @@ class Attention(nnx.Module):
             k,
             v,
             bias=bias,
-            scale=config.features**-0.5,
+            scale=config.attention_scale,
             softcap=config.softcap,
             sinks=None if self.sinks is None else self.sinks[...],
             dropout=dropout,
@@ -203,14 +182,14 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Position-wise feed-forward layer, gated for SwiGLU and GEGLU (Shazeer 2020)."""
+    """Position-wise feed-forward layer, gated for SwiGLU, GEGLU and ReGLU (Shazeer 2020)."""
 
     def __init__(self, config: StackConfig, *, key: Array):
         self.config = config
-        self.up = linear(config.width, config.mlp_width, config, child(key, "up"))
-        gate = linear(config.width, config.mlp_width, config, child(key, "gate")) if config.gated else None
-        self.gate = gate
-        self.down = linear(config.mlp_width, config.width, config, child(key, "down"))
+        width, hidden, bias = config.width, config.mlp_width, config.biased("mlp")
+        self.up = linear(width, hidden, config, child(key, "up"), bias=bias)
+        self.gate = linear(width, hidden, config, child(key, "gate"), bias=bias) if config.gated else None
+        self.down = linear(hidden, width, config, child(key, "down"), bias=bias)
 
     def __call__(self, x: Float[Array, "*b m"]) -> Float[Array, "*b m"]:
         """The feed-forward of every position."""
@@ -223,22 +202,25 @@ class MLP(nnx.Module):
 
 
 class Sublayer(nnx.Module):
-    """A residual branch with its norm before ("pre") or after ("post") and dropout on its output."""
+    """A residual branch, its norms where `StackConfig.placement` says, and dropout on its output."""
 
     def __init__(self, inner: Any, config: StackConfig):
         self.inner, self.norm = inner, norm(config)
-        self.rate, self.pre = config.dropout, config.placement == "pre"
+        self.after = norm(config) if config.placement == "sandwich" else None
+        self.rate, self.placement, self.residual = config.dropout, config.placement, config.residual
 
     def input(self, x: Float[Array, "*b n m"]) -> Float[Array, "*b n m"]:
-        """What the branch reads: x, normalised where the norm comes first."""
-        return self.norm(x) if self.pre else x
+        """What the branch reads: x, normalised but where the norm comes last."""
+        return x if self.placement == "post" else self.norm(x)
 
     def add(
         self, x: Float[Array, "*b n m"], out: Float[Array, "*b n m"], key: Array | None
     ) -> Float[Array, "*b n m"]:
-        """x plus the branch's output, normalised where the norm comes last."""
-        x = spread(x + dropped(out, self.rate, key))
-        return x if self.pre else self.norm(x)
+        """x plus the branch's output, as the placement adds them."""
+        out = dropped(out if self.after is None else self.after(out), self.rate, key)
+        stream = self.norm(x) if self.placement == "inner" else x
+        x = spread(stream + out if self.residual == 1 else self.residual * stream + out)
+        return self.norm(x) if self.placement == "post" else x
 
 
 class Source(NamedTuple):
@@ -260,10 +242,13 @@ class Left(NamedTuple):
 class Block(nnx.Module):
     """Self-attention, cross-attention where the stack reads a source, and an MLP."""
 
-    def __init__(self, config: StackConfig, *, cross: bool, key: Array):
+    def __init__(self, config: StackConfig, *, cross: bool, positions: Scheme, key: Array):
         self.attention = Sublayer(Attention(config, key=child(key, "attention")), config)
         self.cross = Sublayer(Attention(config, key=child(key, "cross")), config) if cross else None
         self.mlp = Sublayer(MLP(config, key=child(key, "mlp")), config)
+        self.positions = positions.layer(
+            width=config.width, heads=config.heads, head_dim=config.features, key=child(key, "positions")
+        )
         compression = None if config.memory is None else config.memory.compression
         self.compress = (
             None if compression is None else compression.build(width=config.width, key=child(key, "compress"))
@@ -288,7 +273,7 @@ class Block(nnx.Module):
           state: what the reader holds for this layer, and the source's keys and values, as `memory.kept` leaves them,
             if known already.
           mask: of self-attention.
-          positions: the block's built position scheme.
+          positions: the built position scheme, which the block completes where layers have parts of their own.
           source: what to cross-attend to.
           key: one for each row; switches dropout on.
         """
@@ -297,6 +282,7 @@ class Block(nnx.Module):
             return None if key is None else child(key, name)
 
         own, known = state
+        positions = positions.with_layer(self.positions)
         out, reading = self._read(x, reader, own, mask, positions, keys("attention/inner"))
         x = self.attention.add(x, out, keys("attention"))
         if self.cross is not None and source is not None:
@@ -337,7 +323,7 @@ class Block(nnx.Module):
                 q_slots=slots,
                 k_slots=k_slots,
                 bias=positions.bias,
-                scale=attention.config.features**-0.5,
+                scale=attention.config.attention_scale,
                 softcap=attention.config.softcap,
                 sinks=None if attention.sinks is None else attention.sinks[...],
                 backend=attention.config.backend,

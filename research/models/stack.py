@@ -34,7 +34,12 @@ class Stack(nnx.Module):
 
         def stacked(place: int) -> Block:
             indices = jnp.arange(place, config.layers, period)
-            return jax.vmap(lambda i: Block(config, cross=cross, key=jax.random.fold_in(layers, i)))(indices)
+            positions = config.pattern[place].positions or config.positions
+
+            def block(i: Array) -> Block:
+                return Block(config, cross=cross, positions=positions, key=jax.random.fold_in(layers, i))
+
+            return jax.vmap(block)(indices)
 
         self.blocks = nnx.List([stacked(place) for place in range(min(period, config.layers))])
         self.schemes = tuple(dict.fromkeys(spec.positions or config.positions for spec in config.pattern))
@@ -51,7 +56,8 @@ class Stack(nnx.Module):
                 for scheme in self.schemes
             ]
         )
-        self.norm = norm(config) if config.placement == "pre" else None
+        self.input_norm = norm(config) if config.input_norm else None
+        self.norm = None if config.placement == "post" else norm(config)
 
     def __call__(
         self,
@@ -84,6 +90,7 @@ class Stack(nnx.Module):
         reader = reader or Line(slots)
         for positions in self.positions:
             x = positions.embed(x, slots)
+        x = x if self.input_norm is None else self.input_norm(x)
         x = dropped(x, config.dropout, None if key is None else child(key, "input"))
 
         # Outside of a loop XLA would merge what the backward pass computes again with what it was computed from, and

@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 STACKED = r"(^|/)blocks/\d+/"
-DECAYED = r"(kernel|embedding/table)$"  # projections and token vectors; not norms, biases, sinks, positions
+# Projections and token vectors; not norms, biases, sinks, positions.
+DECAYED = r"(kernel|embedding/(table|(tables|projections)/\d+|head_projection|clusters))$"
 MATRICES = STACKED + r".*kernel$"
 
 # What the numbers of a config have to be, by their names.

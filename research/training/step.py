@@ -130,20 +130,31 @@ class Trainer:
         """The tunable numbers of optimizer and recipe."""
         return hyperparameters.numbers(self._optimizer) | hyperparameters.numbers(self.recipe)
 
-    def initial(self, key: Array, numbers: dict[str, Any] | None = None, *, rows: int = 0) -> TrainState:
-        """The state before the first step; parameters depend on the key and their paths alone.
+    def initial(
+        self,
+        key: Array,
+        numbers: dict[str, Any] | None = None,
+        *,
+        rows: int = 0,
+        params: dict[str, Any] | None = None,
+    ) -> TrainState:
+        """The state before the first step; parameters that are drawn depend on the key and their paths alone.
 
         Args:
           key: of the run.
           numbers: the hyperparameters that are data; None: the optimizer's and the recipe's own.
           rows: of a batch, for the memory of a stream.
+          params: to start from, as the model has them; None: they are drawn.
         """
         numbers = {name: jnp.float32(value) for name, value in (numbers or self.numbers).items()}
-        return self._initial(key, numbers, rows)
+        return self._initial(key, numbers, rows, params)
 
     @functools.partial(jax.jit, static_argnums=(0, 3))
-    def _initial(self, key: Array, numbers: dict[str, Array], rows: int) -> TrainState:
-        params = nnx.to_pure_dict(nnx.state(self._build(key=key)))
+    def _initial(
+        self, key: Array, numbers: dict[str, Array], rows: int, params: dict[str, Any] | None
+    ) -> TrainState:
+        if params is None:
+            params = nnx.to_pure_dict(nnx.state(self._build(key=key)))
         optimizer, recipe = self._filled(numbers)
         return TrainState(
             step=jnp.int32(0),
@@ -272,7 +283,7 @@ class Trainer:
     def _token_loss(
         self, model: Model, hidden: Array, labels: Any, weights: Any, **options: Any
     ) -> tuple[Array, Array]:
-        graph, head = nnx.split(model.head or model.embedding)
+        graph, head = nnx.split(model.outputs)
 
         def logits(head: Any, states: Array) -> Array:
             return nnx.merge(graph, head).logits(states)
