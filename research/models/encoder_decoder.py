@@ -86,11 +86,8 @@ class EncoderDecoder(nnx.Module):
         self.config = config
         encoder, decoder = config.stacks()
         self.embedding = embedding(vocab, config.embedding, decoder, key=child(key, "embedding"))
-        self.source_embedding = None
-        if not config.shared_embeddings:
-            self.source_embedding = embedding(
-                vocab, config.embedding, encoder, key=child(key, "source_embedding")
-            )
+        own = None if config.shared_embeddings else child(key, "source_embedding")
+        self.source_embedding = None if own is None else embedding(vocab, config.embedding, encoder, key=own)
         inside, outside = (config.encoder_mask,), (config.mask,)
         masks = inside + outside if config.tied else outside
         self.decoder = Stack(decoder, masks=masks, cross=True, key=child(key, "decoder"))
