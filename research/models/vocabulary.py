@@ -87,9 +87,8 @@ class AdaptiveEmbedding(nnx.Module):
         self.projections = nnx.List(
             [normal(f"projection {i}", widths[i], widths[i], width) for i in projected]
         )
-        self.head_projection = None
-        if config.head_projection:
-            self.head_projection = normal("head projection", width, widths[0], width)
+        own = normal("head projection", width, widths[0], width) if config.head_projection else None
+        self.head_projection = own
         self.clusters = normal("clusters", width, widths[0], len(sizes) - 1)
         self.cluster_bias = nnx.Param(jnp.zeros(len(sizes) - 1))
         self.token_biases = nnx.List([nnx.Param(jnp.zeros(size)) for size in sizes])
