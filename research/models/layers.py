@@ -16,6 +16,7 @@ from research.attention.core import attend, received
 from research.attention.dense import kept
 from research.attention.masks import Full, Mask, Slots
 from research.attention.memory import Layer, Reading
+from research.attention.platforms import platform
 from research.attention.positions import Positions, Scheme
 from research.models.config import StackConfig
 
@@ -75,7 +76,7 @@ def product(x: Float[Array, "*b m"], kernel: Float[Array, "m n"], out: Any = Non
     """x @ kernel, in dtype `out` where it is given. Its own rule would make the kernel's gradient as the transpose of a
     transposed product, for which XLA:CPU copies one side and then runs at a third of its speed.
     """
-    return jnp.matmul(x, kernel, preferred_element_type=out)
+    return _summed("...m,mn->...n", x, kernel, out or x.dtype)
 
 
 def _product_save(x: Array, kernel: Array, out: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -88,8 +89,14 @@ def _product_gradients(out: Any, saved: tuple[Array, Array], d: Array) -> tuple[
     wide = x.shape[-1] <= d.shape[-1]
     few, many = (x, d) if wide else (d, x)
     # A tall result would be slow as well. The barrier keeps XLA from swapping the sides back.
-    found = jax.lax.optimization_barrier(jnp.einsum("...m,...n->mn", few, many))
-    return d @ kernel.T, found if wide else found.T
+    found = jax.lax.optimization_barrier(_summed("...m,...n->mn", few, many, kernel.dtype))
+    return _summed("...n,mn->...m", d, kernel, x.dtype), found if wide else found.T
+
+
+def _summed(spec: str, x: Array, y: Array, out: Any) -> Array:
+    # XLA:CPU multiplies bfloat16 as such only where the result is float32, at twice the speed.
+    wide = jnp.promote_types(out, jnp.float32) if platform() == "cpu" else out
+    return jnp.einsum(spec, x, y, preferred_element_type=wide).astype(out)
 
 
 product.defvjp(_product_save, _product_gradients)
