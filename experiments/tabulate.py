@@ -121,14 +121,9 @@ def save(text: str, path: Path) -> None:
 
 def update_block(path: Path, planned: Study, table: tables.Table) -> None:
     """Rewrites the table between the study's two marker comments in a Markdown file."""
-    first, last = f"<!-- table:{planned.name}/{planned.scale} -->", "<!-- /table -->"
-    before, found_first, rest = path.read_text(encoding="utf-8").partition(first)
-    old, found_last, after = rest.partition(last)
-    if not found_first or not found_last or "<!-- table:" in old:
-        raise tables.TableError(
-            f"{path}: no block {first} ... {last}; add the two marker lines where the table belongs"
-        )
-    save(f"{before}{first}\n{tables.markdown(table)}{last}{after}", path)
+    name = f"{planned.name}/{planned.scale}"
+    document = path.read_text(encoding="utf-8")
+    save(tables.inserted(document, name, tables.markdown(table), place=str(path)), path)
 
 
 def main(argv: list[str]) -> int:

@@ -322,3 +322,19 @@ def _provenance(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     scale = rows[0].scale if rows else "unknown (no rows yet)"
     data = str(_value(rows[0], "data.fingerprint"))[:12] if rows else "unknown"
     return f"Scale {scale}; {counted(len(seeds), 'seed')}; data {data}; intervals are 95 % t intervals over seeds."
+
+
+def inserted(document: str, name: str, body: str, *, place: str) -> str:
+    """A Markdown document with `body`, whole lines, between the two marker comments of that name.
+
+    Raises:
+      TableError: it has no such block; `place` says where it was looked for.
+    """
+    first, last = f"<!-- table:{name} -->", "<!-- /table -->"
+    before, found_first, rest = document.partition(first)
+    old, found_last, after = rest.partition(last)
+    if not found_first or not found_last or "<!-- table:" in old:
+        raise TableError(
+            f"{place}: no block {first} ... {last}; add the two marker lines where the table belongs"
+        )
+    return f"{before}{first}\n{body}{last}{after}"
