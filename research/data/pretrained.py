@@ -5,7 +5,7 @@
 
 import json
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +20,13 @@ from research.data.tokenizers import Specials
 
 
 class TokenizerFile(NamedTuple):
-    """A file of a tokenizer: where it is, as messages name it, and what is in it."""
+    """A file of a tokenizer: where it is, as messages name it, what is in it, and which of its tokens are pad, bos, eos
+    and mask, where that is said.
+    """
 
     place: str
     content: bytes
+    roles: Mapping[str, str] = {}
 
 
 # What files call their specials, by role: BERT's names, T5's and LLaMA's, Gemma's, GPT-2's.
@@ -39,12 +42,13 @@ _TOKENS = {
 class Pretrained:
     """A tokenizer that comes in files; its own ids stay as they are, for weights depend on them.
 
-    pad, bos, eos and mask are the tokens named here, else those of the usual names: [PAD] or <pad>; [CLS], <s>, <bos>
-    or <|endoftext|>; [SEP], </s>, <eos> or <|endoftext|>; [MASK] or <mask>. Sentinel i is <extra_id_i>. Whatever of
-    these the file doesn't have gets an id after all of its own: weights need as many rows more.
+    pad, bos, eos and mask are the tokens named here, else those that the file names, else those of the usual names:
+    [PAD] or <pad>; [CLS], <s>, <bos> or <|endoftext|>; [SEP], </s>, <eos> or <|endoftext|>; [MASK] or <mask>. Sentinel
+    i is <extra_id_i>. Whatever of these the file doesn't have gets an id after all of its own: weights need as many
+    rows more.
 
     Attributes:
-      pad_token, bos_token, eos_token, mask_token: how the file writes the special; None: by the usual names.
+      pad_token, bos_token, eos_token, mask_token: how the file writes the special; None: as said above.
       sentinels: how many sentinel ids there are.
     """
 
@@ -67,20 +71,21 @@ class Pretrained:
           CatalogError: an archive is missing and cannot be downloaded.
         """
         files = self.files(data_dir)
-        names = next((names for names in _FORMATS if set(names) <= set(files)), None)
+        names = next((names for names in FORMATS if set(names) <= set(files)), None)
         if names is None:
             raise ValueError(
                 f"{type(self).__name__}: no tokenizer in {self.place}, expected "
-                f"{', or '.join(' and '.join(names) for names in _FORMATS)}; name what has one"
+                f"{', or '.join(' and '.join(names) for names in FORMATS)}; name what has one"
             )
         parts = [files[name] for name in names]
-        tokenizer = _FORMATS[names](*parts)
+        tokenizer = FORMATS[names](*parts)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise ValueError(f"{parts[0].place}: it has no tokens, expected a vocabulary; replace the file")
         ids = {}
         free = max(vocabulary.values()) + 1
-        wanted = dict(_TOKENS) | {f"sentinel {i}": (f"<extra_id_{i}>",) for i in range(self.sentinels)}
+        wanted = dict(_TOKENS) | {role: (token,) for role, token in parts[0].roles.items()}
+        wanted |= {f"sentinel {i}": (f"<extra_id_{i}>",) for i in range(self.sentinels)}
         for role, usual in wanted.items():
             given = getattr(self, f"{role}_token", None)
             if given is not None and given not in vocabulary:
@@ -135,9 +140,9 @@ class FromFile(Pretrained):
         """The files in the folder that have the name of a format, or the file itself."""
         path = Path(self.path).expanduser()
         alone = ("vocab.txt",) if path.suffix == ".txt" else ("tokenizer.json",)
-        names = next((names for names in _FORMATS if path.name in names), alone)
+        names = next((names for names in FORMATS if path.name in names), alone)
         if path.is_dir():
-            places = {name: path / name for names in _FORMATS for name in names if (path / name).is_file()}
+            places = {name: path / name for names in FORMATS for name in names if (path / name).is_file()}
         elif len(names) > 1:
             places = {name: path.parent / name for name in names}
         else:
@@ -229,7 +234,7 @@ def _blaming(file: TokenizerFile, expected: str) -> Generator[None]:
         ) from error
 
 
-_FORMATS: dict[tuple[str, ...], Callable[..., hf.Tokenizer]] = {
+FORMATS: dict[tuple[str, ...], Callable[..., hf.Tokenizer]] = {
     ("tokenizer.json",): _read_json,
     ("encoder.json", "vocab.bpe"): _read_pair,
     ("vocab.json", "merges.txt"): _read_pair,
