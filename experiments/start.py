@@ -98,7 +98,8 @@ def console() -> Console:
 
 
 def fail(error: Exception | str) -> int:
-    """Print what went wrong as one line on stderr; the exit code."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    print(f"error: {text}", file=sys.stderr)
+    """Print what went wrong on stderr, in one line, or one for each of the error's `lines`; the exit code."""
+    for line in getattr(error, "lines", (str(error),)):
+        text = " ".join(line.split()) or type(error).__name__
+        print(f"error: {text}", file=sys.stderr)
     return 1

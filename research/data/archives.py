@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class CatalogError(Exception):
+class CatalogError(RuntimeError):
     """An archive is missing, damaged, or cannot be had; the message is one line."""
 
 
