@@ -26,7 +26,13 @@ from gin.config_parser import ImportStatement, Location
 import research
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = {"train": "experiments.experiment", "generate": "experiments.writing"}  # names for what is loaded
+# Names for what is loaded, and for what is bound besides the library's classes.
+TARGETS = {
+    "train": "experiments.experiment",
+    "generate": "experiments.writing",
+    "evaluate": "experiments.evaluating",
+    "Parameters": "experiments.pretrained",
+}
 _TOWER = BeartypeConf(is_pep484_tower=True)  # an int will do where a float is expected
 
 
@@ -34,13 +40,20 @@ class ConfigError(ValueError):
     """What is wrong with a config, in one line."""
 
 
-def load(target: Callable[..., Any], files: Iterable[str], bindings: Sequence[str] = ()) -> Any:
+def load(
+    target: Callable[..., Any],
+    files: Iterable[str],
+    bindings: Sequence[str] = (),
+    *,
+    base: Sequence[str] = (),
+) -> Any:
     """What `target` returns when called as gin files and bindings say.
 
     Args:
       target: a class or function that the files configure.
       files: gin files, read in order; relative to the working folder or to the project.
       bindings: gin bindings, e.g. "train.steps=200", over the files'.
+      base: gin text that they change; of its bindings some may fall out of use.
 
     Raises:
       ConfigError: a missing file, a typo, a wrong type, a missing value or an unused binding.
@@ -48,7 +61,7 @@ def load(target: Callable[..., Any], files: Iterable[str], bindings: Sequence[st
     gin.clear_config()
     if str(ROOT) not in gin.config._LOCATION_PREFIXES:
         gin.add_config_file_search_path(str(ROOT))
-    _parse([str(file) for file in files], list(bindings))
+    spared = _parse([str(file) for file in files], list(bindings), base)
     _check_types()
     try:
         built = gin.get_configurable(target)()
@@ -57,10 +70,10 @@ def load(target: Callable[..., Any], files: Iterable[str], bindings: Sequence[st
     except Exception as error:
         raise ConfigError(_explain(error)) from error
     _check_tree(built)
-    unused = _unused_bindings()
+    unused = [binding for binding in _unused_bindings() if binding not in spared]
     if unused:
         raise ConfigError(
-            f"gin binding {unused[0]} is used by nothing in this experiment; "
+            f"gin binding {_shown(*unused[0])} is used by nothing in this experiment; "
             "remove it, correct its scope or name, or bind what would read it"
         )
     return built
@@ -71,10 +84,17 @@ def operative() -> str:
     return gin.operative_config_str()
 
 
-def _parse(files: list[str], bindings: list[str]) -> None:
+Binding = tuple[str, str, str]  # a scope, a selector and the name of a parameter
+
+
+def _parse(files: list[str], bindings: list[str], base: Sequence[str]) -> set[Binding]:
+    """Parse them all; the bindings of the base that nothing has bound anew."""
     for file in files:
         _check_exists(file, "--gin_file")
     try:
+        for text in base:
+            gin.parse_config(text)
+        before = _bound()
         for file in files:
             gin.parse_config_file(file)
         _register(bindings)
@@ -82,6 +102,17 @@ def _parse(files: list[str], bindings: list[str]) -> None:
         gin.finalize()
     except Exception as error:
         raise ConfigError(_explain(error)) from error
+    now = _bound()
+    return {binding for binding, value in before.items() if now[binding] is value}
+
+
+def _bound() -> dict[Binding, Any]:
+    """The values of all bindings."""
+    return {
+        (scope, selector, name): value
+        for (scope, selector), names in gin.config._CONFIG.items()
+        for name, value in names.items()
+    }
 
 
 def _check_exists(file: str, named_by: str) -> None:
@@ -224,7 +255,7 @@ def _holds_reference(value: Any) -> bool:
     return isinstance(value, gin.config.ConfigurableReference)
 
 
-def _unused_bindings() -> list[str]:
+def _unused_bindings() -> list[Binding]:
     """Bindings of the last config that no call has read (gin keeps silent about a wrong scope)."""
     operative = gin.config._OPERATIVE_CONFIG
 
@@ -236,9 +267,9 @@ def _unused_bindings() -> list[str]:
             for (inner, other), names in operative.items()
         )
 
-    return [
-        f"{scope + '/' if scope else ''}{'.'.join(selector.split('.')[-2:])}.{name}"
-        for (scope, selector), names in gin.config._CONFIG.items()
-        for name in names
-        if not used(scope, selector, name)
-    ]
+    return [binding for binding in _bound() if not used(*binding)]
+
+
+def _shown(scope: str, selector: str, name: str) -> str:
+    """A binding as a gin file would write it."""
+    return f"{scope + '/' if scope else ''}{'.'.join(selector.split('.')[-2:])}.{name}"

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from experiments import configs
 from research.analysis import budget
@@ -22,7 +22,10 @@ from research.data.layouts import InPlace
 from research.data.mixing import Mixture
 from research.data.objectives import Classification
 from research.data.pipeline import Data, Dataset
+from research.data.pretrained import Pretrained
 from research.data.streams import Stream
+from research.data.subwords import Subwords, Trained
+from research.data.tokenizers import Tokenizer
 from research.models.config import StackConfig
 from research.models.families import EncoderConfig, FamilyConfig
 from research.training import hyperparameters, loop
@@ -32,6 +35,29 @@ from research.training.sharding import Parallelism
 from research.training.step import Recipe, Trainer
 from research.training.stopping import EarlyStopping
 from research.training.trackers import Tracker
+
+
+@runtime_checkable  # so that a config value can be checked against it
+class Start(Protocol):
+    """Parameters that a run starts from, such as `experiments.pretrained.Parameters`.
+
+    Attributes:
+      place: where they are.
+    """
+
+    place: str
+
+    def fingerprint(self, data_dir: str | None) -> str:
+        """sha256 (hex) of the parameters, wherever they are."""
+        ...
+
+    def check(self, model: FamilyConfig, tokenizer: Tokenizer, data_dir: str | None) -> None:
+        """A ValueError where they are of another model or tokenizer."""
+        ...
+
+    def params(self, model: FamilyConfig, tokenizer: Tokenizer, data_dir: str | None) -> Any:
+        """The parameters, nested dicts of float32 arrays."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +71,7 @@ class Experiment:
       recipe: accumulation, averaging and auxiliary losses of a step.
       steps: optimiser steps.
       early_stopping: stop before them, or None.
+      init_from: the parameters that it starts from; None: they are drawn from the seed.
       seed: of the initial parameters, the data order and dropout.
       matmul_precision: of float32 products; TPUs and TF32 would round them otherwise.
       deterministic: on a GPU, kernels that sum in the same order every time (slower).
@@ -60,6 +87,7 @@ class Experiment:
     recipe: Recipe = Recipe()
     steps: int = 1000
     early_stopping: EarlyStopping | None = None
+    init_from: Start | None = None
     seed: int = 0
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     deterministic: bool = False
@@ -90,11 +118,11 @@ class Experiment:
             )
 
     def key(self) -> str:
-        """sha256 (hex) of everything that decides the numbers but the documents, whose fingerprint counts wherever they
-        lie; see `key`.
+        """sha256 (hex) of everything that decides the numbers but the documents, a tokenizer's files and the parameters
+        that it starts from, whose fingerprints count wherever they lie; see `key`.
         """
         tree = describe(dataclasses.replace(self, parallelism=Parallelism(), plan=loop.Plan(), keep=Keep()))
-        del tree["trackers"]
+        del tree["trackers"], tree["init_from"]
         return _sha256(tree)
 
     @property
@@ -115,8 +143,17 @@ def load(files: Iterable[str], bindings: Sequence[str] = ()) -> tuple[Experiment
 
 
 def key(planned: Experiment, data_dir: str | None) -> str:
-    """sha256 (hex) of all that decides the numbers of a run: the experiment with its seed, and the data."""
-    return _sha256([planned.key(), fingerprint(planned.data, data_dir)])
+    """sha256 (hex) of all that decides the numbers of a run: the experiment with its seed, the data, and what the
+    parameters start from.
+    """
+    parts = [planned.key(), fingerprint(planned.data, data_dir)]
+    if isinstance(planned.data.tokenizer, Pretrained):
+        read = dataset(planned.data, data_dir).tokenizer
+        assert isinstance(read, Subwords)
+        parts.append(_sha256([read.model, read.layout]))
+    if planned.init_from is not None:
+        parts.append(planned.init_from.fingerprint(data_dir))
+    return _sha256(parts)
 
 
 @functools.lru_cache(maxsize=4096)  # a study may have more data sets than are kept in memory
@@ -141,12 +178,14 @@ def _sha256(tree: Any) -> str:
 
 def describe(value: Any) -> Any:
     """A config tree as JSON: frozen values by the name of their class and all their fields, defaults included, but of
-    corpora only how they are mixed.
+    corpora only how they are mixed, and of a tokenizer's files not where they are.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         if not isinstance(fields.get("corpus"), Mixture):
             fields.pop("corpus", None)
+        if isinstance(value, Pretrained):
+            fields.pop("path", None)
         return {"is": type(value).__qualname__, **{name: describe(part) for name, part in fields.items()}}
     if isinstance(value, tuple):
         return [describe(item) for item in value]
@@ -161,6 +200,24 @@ def describe(value: Any) -> Any:
 def dataset(data: Data, data_dir: str | None) -> Dataset:
     """The tokenized corpus of an experiment, read once."""
     return data.load(data_dir)
+
+
+def tokenizer(data: Data, data_dir: str | None) -> Tokenizer:
+    """The tokenizer of a data set; the corpus is read only where it has to be trained."""
+    if isinstance(data.tokenizer, Trained):
+        return dataset(data, data_dir).tokenizer
+    return data.tokenizer.ready((), data_dir)
+
+
+def started(planned: Experiment, data_dir: str | None) -> Any:
+    """The parameters that a run starts from, or None: they are drawn.
+
+    Raises:
+      ValueError: they are of another model, or cannot be read.
+    """
+    if planned.init_from is None:
+        return None
+    return planned.init_from.params(planned.model, dataset(planned.data, data_dir).tokenizer, data_dir)
 
 
 def example(planned: Experiment, data_dir: str | None) -> tuple[Batch, int]:

@@ -16,6 +16,8 @@ from experiments import configs
 
 Record = dict[str, Any]
 
+CONVERTED = "converted"  # the status of a run folder that nothing was trained in
+
 
 class RunError(RuntimeError):
     """Why a run folder cannot be used, in one line."""
@@ -64,6 +66,11 @@ class RunFolder:
         if not status.exists():
             return {}
         known = json.loads(status.read_text())
+        if known["status"] == CONVERTED:
+            raise RunError(
+                f"run folder {self.path} holds parameters that were converted from {known['source']}; start from them "
+                f"with --init_from={self.path} and another --run_dir"
+            )
         if known["data"]["fingerprint"] != fingerprint:
             raise RunError(
                 f"run folder {self.path} read data {known['data']['fingerprint'][:12]}, but now the corpus or the "

@@ -1,4 +1,4 @@
-"""Continue text with a trained run: python -m experiments.generate --run_dir=runs/prefix --prompt="Once upon a time"
+"""Continue text with a model: python -m experiments.generate --run_dir=runs/prefix --prompt="Once upon a time"
 
 A decoder goes on where the prompt ends; an encoder-decoder reads the prompt and writes what follows. One prompt is
 shown as it is written; more go through in batches and are written as JSON lines, to --out or as they are done.
@@ -19,7 +19,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.progress import track
 
-from experiments import configs, start, writing
+from experiments import configs, pretrained, start, writing
 from experiments.writing import Text, Writer, Writing
 from research.generation.contrastive import ContrastiveSearch
 from research.generation.engine import Generation, Greedy, Sample
@@ -145,7 +145,7 @@ def shown(writer: Writer, text: str, key: Any, planned: Writing) -> None:
         print(found.text if planned.cut is None else planned.cut(found.text))
         return
     how = planned.how
-    now, printed = writer.begin([text], key[None], how), 0
+    now, printed = writer.begin(writer.encoded([text]), key[None], how), 0
     done = False
     while not done:
         now = writing.advance(writer.model, now, how, PIECE)
@@ -220,7 +220,7 @@ def main(argv: list[str]) -> int:
         return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --prompt=...")
     start.process()
     try:
-        writer = writing.load(Path(FLAGS.run_dir), FLAGS.data_dir)
+        writer = writing.load(pretrained.chosen(FLAGS.run_dir, FLAGS.init_from, FLAGS.data_dir))
         if not FLAGS.amateur_dir and (
             FLAGS["amateur_strength"].present or FLAGS["amateur_plausible"].present
         ):
@@ -228,7 +228,7 @@ def main(argv: list[str]) -> int:
                 "--amateur_strength and --amateur_plausible say nothing without --amateur_dir"
             )
         if FLAGS.amateur_dir:
-            amateur = writing.load(Path(FLAGS.amateur_dir), FLAGS.data_dir, "--amateur_dir")
+            amateur = writing.load(pretrained.run(FLAGS.amateur_dir, FLAGS.data_dir, "--amateur_dir"))
             options = {"strength": FLAGS.amateur_strength, "plausible": FLAGS.amateur_plausible}
             writer = writing.held_against(writer, amateur, **options)
         planned = settings(writer.tokenizer.eos)
@@ -257,7 +257,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("run_dir", None, "folder of a training run", required=True)
+    flags.DEFINE_string("run_dir", None, "folder of a training run")
+    flags.DEFINE_string("init_from", None, "or a Hugging Face folder, a .gguf file or a name of the catalog")
     flags.DEFINE_multi_string("prompt", [], "text to go on from; repeat it")
     flags.DEFINE_string("prompt_file", None, "a file with a prompt in each line; neither: the standard input")
     flags.DEFINE_bool("interactive", False, "ask for one prompt after another; an empty one ends")

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.experiment import Experiment, dataset, trainer
+from experiments.experiment import Experiment, dataset, started, trainer
 from research.evaluation.trained import Evaluation, Trained
 from research.training.ensemble import Solo
 from research.training.sharding import Placement
@@ -38,7 +38,9 @@ def replayed(
     short = dataclasses.replace(planned, steps=STEPS, early_stopping=None)
     functions = trainer(short, text.tokenizer.vocab_size)
     solo = Solo(functions, rows=planned.data.batch, placement=placed)
-    state, losses = solo.join([solo.initial(jax.random.key(planned.seed), short.numbers)]), []
+    params = started(planned, data_dir)
+    state = solo.join([solo.initial(jax.random.key(planned.seed), short.numbers, params)])
+    losses = []
     with contextlib.closing(text.training(planned.seed, host=solo.host, hosts=solo.hosts)) as batches:
         for batch in itertools.islice(batches, STEPS):
             state, metrics = solo.step(state, solo.place([batch]), np.ones(1, bool))

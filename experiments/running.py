@@ -23,6 +23,7 @@ from experiments.experiment import (
     example,
     hash_of,
     key,
+    started,
     trainer,
 )
 from research.analysis import budget
@@ -211,6 +212,8 @@ class _Run:
 
     def _prepare(self, data_dir: str | None, together: bool) -> None:
         planned = self.job.planned
+        if planned.init_from is not None:
+            planned.init_from.check(planned.model, self._text.tokenizer, data_dir)
         self.trainer = trainer(planned, self._text.tokenizer.vocab_size)
         self.price = cost(planned.model, planned.data, data_dir)
         # An ensemble spreads its members over the devices, each of which is on one.
@@ -319,7 +322,9 @@ class _Run:
         return loop.Member(
             title=self.job.title,
             folder=folder,
-            fresh=lambda: solo.initial(jax.random.key(planned.seed), planned.numbers),
+            fresh=lambda: solo.initial(
+                jax.random.key(planned.seed), planned.numbers, started(planned, self._data_dir)
+            ),
             batches=batches,
             checkpoints=self._checkpoints,
             evaluate=self._evaluated,
@@ -444,9 +449,20 @@ class _Run:
             "rules": self._folder.known.get("rules", dict(self.job.rules)),
             "config": self.job.config,
             "environment": self._environment(),
-            "data": {"fingerprint": text.fingerprint, "order": text.order(planned.seed, ORDERED)},
+            "data": {
+                "fingerprint": text.fingerprint,
+                "order": text.order(planned.seed, ORDERED),
+                **self._start(),
+            },
             "budget": self._budget(planned.steps),
         }
+
+    def _start(self) -> Result:
+        """What its parameters start from, if they are not drawn."""
+        start = self.job.planned.init_from
+        if start is None:
+            return {}
+        return {"init_from": {"place": start.place, "fingerprint": start.fingerprint(self._data_dir)}}
 
     def _budget(self, steps: int) -> Result:
         """What so many steps cost."""

@@ -14,6 +14,11 @@ FLAGS = flags.FLAGS
 flags.DEFINE_multi_string("gin_file", [], "gin file; repeat it, later files override earlier ones")
 flags.DEFINE_multi_string("gin_param", [], 'gin binding, e.g. "train.steps=200"; repeat it')
 flags.DEFINE_string("run_dir", None, "folder of the run; a second call resumes it")
+flags.DEFINE_string(
+    "init_from",
+    None,
+    "what the parameters start from: a run folder, a Hugging Face folder, a .gguf file or a name of the catalog",
+)
 flags.DEFINE_string("data_dir", None, "folder of downloaded archives (default: the user's cache)")
 flags.DEFINE_string(
     "profile", None, "first:last, steps of which a trace is written to the run folder's profile/"
@@ -34,8 +39,13 @@ def describe(planned: experiment.Experiment, config: str, data_dir: str | None, 
     price = experiment.cost(planned.model, planned.data, data_dir)
     functions = experiment.trainer(planned, vocab)
     state = jax.eval_shape(functions.initial, jax.random.key(0), planned.numbers)
+    start = planned.init_from
+    if start is not None:
+        start.check(planned.model, text.tokenizer, data_dir)
 
     console.print(config, markup=False, highlight=False)
+    if start is not None:
+        console.print(f"starts from {start.place}: parameters {start.fingerprint(data_dir)[:12]}")
     console.rule("parameters")
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         console.print(
@@ -57,6 +67,11 @@ def describe(planned: experiment.Experiment, config: str, data_dir: str | None, 
     console.print("labels with weight: " + text.tokenizer.decode(scored), markup=False)
 
 
+def _started(place: str | None) -> list[str]:
+    """The bindings that --init_from stands for."""
+    return [] if place is None else ["train.init_from=@Parameters()", f"Parameters.place={place!r}"]
+
+
 def _steps(text: str) -> tuple[int, int]:
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal()):
@@ -71,7 +86,7 @@ def main(argv: list[str]) -> int:
     console = start.console()
     start.process()
     try:
-        planned, config = experiment.load(FLAGS.gin_file, FLAGS.gin_param)
+        planned, config = experiment.load(FLAGS.gin_file, [*FLAGS.gin_param, *_started(FLAGS.init_from)])
         if FLAGS.profile:
             planned = dataclasses.replace(
                 planned, plan=dataclasses.replace(planned.plan, profile=_steps(FLAGS.profile))

@@ -1,4 +1,4 @@
-"""A trained run as a writer, and how it is told to write; gin files bind that under the name `generate`:
+"""A model as a writer, and how it is told to write; gin files bind that under the name `generate`:
 
 writing.generate.how = @engine.Generation()        # in a file, after `from experiments import writing`
 --gin_param="generate.how=@ContrastiveSearch()"    # on the command line
@@ -7,13 +7,13 @@ writing.generate.how = @engine.Generation()        # in a file, after `from expe
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import configs, experiment
+from experiments import configs, experiment, pretrained
+from experiments.pretrained import Origin
 from research.batch import Tokens
 from research.data.tokenizers import Tokenizer
 from research.generation import contrastive, engine, search
@@ -23,7 +23,6 @@ from research.generation.engine import Generated, Generation, prompt, rounded
 from research.generation.filters import CutRepeats, Rerank
 from research.generation.search import Beam
 from research.models.families import Model
-from research.training.checkpoints import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,13 +63,12 @@ class Writer:
     tokenizer: Tokenizer
     limits: tuple[int, ...]  # of learned positions
 
-    def read(self, texts: Sequence[str], tokens: int) -> tuple[Tokens, Tokens | None]:
-        """Prompts as what the rows begin with and, for an encoder-decoder, the source.
+    def read(self, lines: Sequence[Any], tokens: int) -> tuple[Tokens, Tokens | None]:
+        """Ids of prompts as what the rows begin with and, for an encoder-decoder, the source.
 
         Raises:
           ValueError: a prompt is empty for an encoder, or longer than the model's positions reach.
         """
-        lines = [self.tokenizer.encode(text) for text in texts]
         line = functools.partial(prompt, pad=self.tokenizer.pad, vocab=self.tokenizer.vocab_size)
         if self.model.reads_source:
             self._fits(max(map(len, lines)), 1 + tokens)
@@ -80,9 +78,13 @@ class Writer:
         self._fits(max(map(len, lines)) + tokens)
         return line(lines, length=rounded(lines)), None
 
-    def begin(self, texts: Sequence[str], keys: Any, how: Generation) -> Generated:
-        """Read the prompts; no token is added yet."""
-        given, source = self.read(texts, how.tokens)
+    def encoded(self, texts: Sequence[str]) -> list[Any]:
+        """The ids of prompts."""
+        return [self.tokenizer.encode(text) for text in texts]
+
+    def begin(self, lines: Sequence[Any], keys: Any, how: Generation) -> Generated:
+        """Read the ids of prompts; no token is added yet."""
+        given, source = self.read(lines, how.tokens)
         return _begin(self.model, given, keys, how, source=source)
 
     def written(self, now: Generated, end: Sequence[int]) -> list[str]:
@@ -92,8 +94,9 @@ class Writer:
         return [self.decoded(ids[first:last], end) for ids, first, last in rows]
 
     def decoded(self, ids: np.ndarray, end: Sequence[int]) -> str:
-        """Text of new tokens, without the one that ended it."""
-        return self.tokenizer.decode(ids[:-1] if _ended(ids, end) else ids)
+        """Text of new tokens, without the one that ended it; ids that only fill a table stand for none."""
+        kept = ids[:-1] if _ended(ids, end) else ids
+        return self.tokenizer.decode(kept[kept < self.tokenizer.vocab_size])
 
     def texts(self, texts: Sequence[str], keys: Any, how: Any, each: int) -> list[list[Text]]:
         """Continuations of each prompt: one, but of a beam search the `each` best, or all there are.
@@ -102,7 +105,7 @@ class Writer:
           ValueError: as `read`, or a pair of models is to be searched by hidden states.
         """
         if isinstance(how, Beam):
-            given, source = self.read(texts, how.tokens)
+            given, source = self.read(self.encoded(texts), how.tokens)
             found = jax.device_get(_beams(self.model, given, how, source=source))
             whole = found.log_probability[:, :each] > search.NEVER / 2
             return [
@@ -110,10 +113,10 @@ class Writer:
                 for row, there in enumerate(whole)
             ]
         if isinstance(how, ContrastiveSearch):
-            given, source = self.read(texts, how.tokens)
+            given, source = self.read(self.encoded(texts), how.tokens)
             done = _contrastive(self.model, given, how, source=source)
         else:
-            done = advance(self.model, self.begin(texts, keys, how), how, None)
+            done = advance(self.model, self.begin(self.encoded(texts), keys, how), how, None)
         scores, sizes, ended = jax.device_get((done.log_probability, done.history.new, done.ended))
         own = [scores[row, : sizes[row]].tolist() for row in range(len(texts))]
         rows = zip(self.written(done, how.end), own, ended, strict=True)
@@ -143,28 +146,17 @@ _beams = jax.jit(search.search, static_argnums=2)
 _contrastive = jax.jit(contrastive.search, static_argnums=2)
 
 
-def load(folder: Path, data_dir: str | None, flag: str = "--run_dir") -> Writer:
-    """The parameters of a run's newest checkpoint, averaged ones where there are.
+def load(origin: Origin) -> Writer:
+    """The model at a place, such as a run's newest checkpoint.
 
     Raises:
-      ConfigError: there is no run.
-      CheckpointError: it has no checkpoint that is whole.
+      ConfigError: there is no tokenizer.
+      CheckpointError: a run has no checkpoint that is whole.
+      WeightsError: published weights that are not those of the model; a line for each name.
     """
-    if not (folder / "config.gin").exists():
-        raise configs.ConfigError(
-            f"{flag}={folder}: no config.gin there; expected the folder of a training run"
-        )
-    planned, _ = experiment.load([str(folder / "config.gin")])
-    text = experiment.dataset(planned.data, data_dir)
-    functions = experiment.trainer(planned, text.tokenizer.vocab_size)
-    state = jax.eval_shape(functions.initial, jax.random.key(0), planned.numbers)
-    field = "params" if state.average is None else "average"
-    with Checkpoints(folder / "checkpoints", planned.keep) as checkpoints:
-        params, _ = checkpoints.restore_params(state.params, field=field)
-    limits = [stack.positions.limit for stack in experiment.stacks(planned.model)]
-    return Writer(
-        functions.model(params), text.tokenizer, tuple(limit for limit in limits if limit is not None)
-    )
+    found = pretrained.loaded(origin)
+    limits = [stack.positions.limit for stack in experiment.stacks(found.config)]
+    return Writer(found.model, found.tokenizer, tuple(limit for limit in limits if limit is not None))
 
 
 def held_against(expert: Writer, amateur: Writer, *, strength: float, plausible: float) -> Writer:
@@ -175,7 +167,7 @@ def held_against(expert: Writer, amateur: Writer, *, strength: float, plausible:
     """
     if expert.tokenizer != amateur.tokenizer:
         raise configs.ConfigError(
-            f"--amateur_dir has the tokenizer {amateur.tokenizer}, --run_dir has {expert.tokenizer}: expected one"
+            f"--amateur_dir has the tokenizer {amateur.tokenizer}, the other model has {expert.tokenizer}: expected one"
         )
     pair = Contrast(expert.model, amateur.model, strength=strength, plausible=plausible)
     return Writer(pair, expert.tokenizer, expert.limits + amateur.limits)

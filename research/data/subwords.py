@@ -20,7 +20,16 @@ from jaxtyping import Int32
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from research.data.catalog import cache_dir
-from research.data.tokenizers import FIRST_TEXT, Specials, Standard, TokenizerSource, Vocabulary, utf8
+from research.data.tokenizers import (
+    FIRST_TEXT,
+    Bytes,
+    Specials,
+    Standard,
+    Tokenizer,
+    TokenizerSource,
+    Vocabulary,
+    utf8,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +300,22 @@ def byte_level(model: models.Model) -> hf.Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> str | None:
+    """A `tokenizer.json` that gives every text the same ids, with specials of usual names; None where there is none:
+    the ids of a tokenizer that was trained here are not those of its pieces.
+    """
+    if isinstance(tokenizer, Subwords):
+        return None if tokenizer.offset else tokenizer.model
+    if not isinstance(tokenizer, Bytes):
+        return None
+    specials = {"<pad>": tokenizer.pad, "<s>": tokenizer.bos, "</s>": tokenizer.eos, "<mask>": tokenizer.mask}
+    specials |= {f"<extra_id_{i}>": tokenizer.sentinel(i) for i in range(tokenizer.sentinels)}
+    letters = {letter: FIRST_TEXT + byte for letter, byte in _LETTERS.items()}
+    written = byte_level(models.BPE(vocab=specials | letters, merges=[]))
+    written.add_special_tokens(list(specials))
+    return written.to_str()
 
 
 def _kept(place: Path) -> str | None:

@@ -59,9 +59,11 @@ class Solo:
             self._step = jax.jit(trainer.update, donate_argnums=0, out_shardings=(shardings, None))
             self.host, self.hosts = placement.share(rows)
 
-    def initial(self, key: jax.Array, numbers: dict[str, Any]) -> TrainState:
-        """The state before the first step, made where it lives."""
-        return self._initial(key, numbers)
+    def initial(
+        self, key: jax.Array, numbers: dict[str, Any], params: dict[str, Any] | None = None
+    ) -> TrainState:
+        """The state before the first step, made where it lives. `params`: to start from; None: they are drawn."""
+        return self._initial(key, numbers, params=params)
 
     def join(self, states: Sequence[TrainState]) -> TrainState:
         """The run itself."""

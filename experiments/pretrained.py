@@ -1,0 +1,336 @@
+"""Parameters that are there already: those of a run, of a Hugging Face folder, a .gguf file or the catalog.
+
+A run starts from them where gin binds it, in a file after `from experiments import pretrained`:
+
+    experiment.train.init_from = @pretrained.Parameters()
+    pretrained.Parameters.place = 'smollm2'
+"""
+
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from experiments import bindings, experiment
+from experiments.configs import ConfigError
+from experiments.experiment import Experiment
+from research.data.corpora import Factbook
+from research.data.layouts import Concatenate, InPlace, Split
+from research.data.objectives import CausalLM, MaskedLM, PrefixLM
+from research.data.pipeline import Data
+from research.data.tokenizers import Tokenizer, Vocabulary
+from research.interop import pretrained
+from research.interop.architecture import differences, normal
+from research.interop.hub import Checkpoint
+from research.interop.tables import flat, path_of
+from research.interop.weights import WeightsError
+from research.models.families import EncoderConfig, EncoderDecoderConfig, FamilyConfig, Model
+from research.training.checkpoints import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder: the parameters of its newest checkpoint, averaged ones where there are."""
+
+    place: str
+    planned: Experiment
+    data_dir: str | None
+
+    @property
+    def model(self) -> FamilyConfig:
+        """The run's."""
+        return self.planned.model
+
+    @property
+    def rows(self) -> int:
+        """Rows of the token table."""
+        return self.model.embedding.table_rows(self.tokenizer().vocab_size)
+
+    def tokenizer(self) -> Tokenizer:
+        """The run's."""
+        return experiment.tokenizer(self.planned.data, self.data_dir)
+
+    def config(self) -> str:
+        """The run's."""
+        return (Path(self.place) / "config.gin").read_text()
+
+    def read(self) -> Any:
+        """The parameters.
+
+        Raises:
+          CheckpointError: there is no checkpoint that is whole.
+        """
+        functions = experiment.trainer(self.planned, self.tokenizer().vocab_size)
+        state = jax.eval_shape(functions.initial, jax.random.key(0), self.planned.numbers)
+        field = "params" if state.average is None else "average"
+        with Checkpoints(Path(self.place) / "checkpoints", self.planned.keep) as checkpoints:
+            return checkpoints.restore_params(state.params, field=field)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A published model."""
+
+    place: str
+    checkpoint: Checkpoint
+    data_dir: str | None
+
+    @property
+    def model(self) -> FamilyConfig:
+        """As its own configuration says."""
+        return self.checkpoint.config
+
+    @property
+    def rows(self) -> int:
+        """Rows of the token table."""
+        return self.checkpoint.vocab
+
+    def tokenizer(self) -> Tokenizer:
+        """What came with the weights.
+
+        Raises:
+          ConfigError: nothing came.
+        """
+        if self.checkpoint.tokenizer is None:
+            raise ConfigError(
+                f"{self.place}: no tokenizer there; put the model's tokenizer.json beside its weights"
+            )
+        return self.checkpoint.tokenizer.ready((), self.data_dir)
+
+    def config(self) -> str:
+        """An experiment with this model and data that suit its family."""
+        return bindings.text("experiments.experiment.train", suited(self))
+
+    def read(self) -> Any:
+        """The parameters.
+
+        Raises:
+          WeightsError: names are missing, unexpected or of other shapes; a line for each.
+        """
+        return nnx.to_pure_dict(nnx.state(self.checkpoint.model()))
+
+
+Origin = Run | Published  # where parameters are; nothing but their description has been read
+
+
+def opened(place: str, data_dir: str | None) -> Origin:
+    """What is at a place: a run folder, a Hugging Face folder, a .gguf file or a name of the catalog.
+
+    Raises:
+      ValueError, OSError: there is nothing that can be read; see `research.interop.pretrained.opened`.
+    """
+    if (Path(place).expanduser() / "config.gin").exists():
+        return run(place, data_dir)
+    return Published(place, pretrained.opened(place, data_dir), data_dir)
+
+
+def run(folder: str, data_dir: str | None, flag: str = "--run_dir") -> Run:
+    """A run folder.
+
+    Raises:
+      ConfigError: it is none.
+    """
+    path = Path(folder).expanduser() / "config.gin"
+    if not path.exists():
+        raise ConfigError(f"{flag}={folder}: no config.gin there; expected the folder of a training run")
+    return Run(str(path.parent), experiment.load([str(path)])[0], data_dir)
+
+
+def chosen(run_dir: str | None, init_from: str | None, data_dir: str | None) -> Origin:
+    """What the flags --run_dir and --init_from name.
+
+    Raises:
+      ConfigError: both or none are given, or there is no run.
+    """
+    if (run_dir is None) == (init_from is None):
+        raise ConfigError(
+            f"--run_dir={run_dir} and --init_from={init_from}: expected one of them, a run folder or pretrained "
+            "parameters"
+        )
+    return run(run_dir, data_dir) if run_dir is not None else opened(str(init_from), data_dir)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Parameters that a run starts from; its optimizer starts anew.
+
+    The model has to be the one that they are of. Dropout rates may differ, and what is only about how it is computed
+    (dtype, remat, backend). Where the tokenizer has more ids than their token table has rows, rows are added, each the
+    mean of the others.
+
+    Attributes:
+      place: a run folder, a Hugging Face folder, a .gguf file or a name of the catalog.
+      differing: settings that may differ besides, such as 'DecoderConfig.mask'; shapes may not.
+    """
+
+    place: str
+    differing: tuple[str, ...] = ()
+
+    def fingerprint(self, data_dir: str | None) -> str:
+        """sha256 (hex) of the parameters, whatever place they were read from."""
+        return _fingerprint(self.place, data_dir)
+
+    def check(self, model: FamilyConfig, tokenizer: Tokenizer, data_dir: str | None) -> None:
+        """That the parameters are of such a model and of such a tokenizer.
+
+        Raises:
+          ConfigError: they are not; the first setting that differs.
+        """
+        _agree(opened(self.place, data_dir), model, tokenizer, self.differing)
+
+    def params(self, model: FamilyConfig, tokenizer: Tokenizer, data_dir: str | None) -> Any:
+        """The parameters of a model that reads the tokenizer's ids: nested dicts of float32 arrays.
+
+        Raises:
+          ConfigError: as `check`, or they have changed since `fingerprint` read them.
+          WeightsError: a name is missing, unexpected or of another shape; a line for each.
+          CheckpointError: a run has no checkpoint that is whole.
+        """
+        origin = opened(self.place, data_dir)
+        _agree(origin, model, tokenizer, self.differing)
+        read = origin.read()
+        if hash_of(read) != self.fingerprint(data_dir):
+            raise ConfigError(
+                f"{self.place}: the parameters have changed since this command began; run it again"
+            )
+        return _fitted(read, origin, model, tokenizer.vocab_size)
+
+
+class Loaded(NamedTuple):
+    """A model that was read: its configuration with the rows that its table has, its parameters, its tokenizer."""
+
+    config: FamilyConfig
+    params: Any
+    tokenizer: Tokenizer
+
+    @property
+    def model(self) -> Model:
+        """The model itself."""
+        graph = nnx.graphdef(nnx.eval_shape(lambda: _built(self.config, self.tokenizer.vocab_size)))
+        return nnx.merge(graph, self.params)
+
+
+def loaded(origin: Origin) -> Loaded:
+    """The model at a place, with a row for each id of its tokenizer."""
+    tokenizer = origin.tokenizer()
+    config = _with_rows(origin.model, max(origin.rows, tokenizer.vocab_size))
+    return Loaded(config, _fitted(origin.read(), origin, config, tokenizer.vocab_size), tokenizer)
+
+
+def suited(origin: Published) -> Experiment:
+    """An experiment with the model: default data of its family, in windows that its positions reach over."""
+    tokenizer, model = origin.tokenizer(), origin.model
+    if isinstance(model, EncoderConfig):
+        objective, layout = MaskedLM(), InPlace()
+    elif isinstance(model, EncoderDecoderConfig):
+        objective, layout = PrefixLM(), Split()
+    else:
+        objective, layout = CausalLM(), Concatenate()
+    limits = [stack.positions.limit for stack in experiment.stacks(model)]
+    longest = max(layout.lengths(objective.limits(Data.window)).values())
+    over = max(longest - min((limit for limit in limits if limit is not None), default=longest), 0)
+    source = origin.checkpoint.tokenizer
+    assert source is not None  # there is a tokenizer
+    return Experiment(
+        model=_with_rows(model, max(origin.rows, tokenizer.vocab_size)),
+        data=Data(
+            corpus=Factbook(),
+            objective=objective,
+            layout=layout,
+            tokenizer=source,
+            window=Data.window - over,
+        ),
+    )
+
+
+def _agree(
+    origin: Origin, model: FamilyConfig, tokenizer: Tokenizer, differing: tuple[str, ...] = ()
+) -> None:
+    theirs = origin.tokenizer()
+    if not _same_pieces(tokenizer, theirs):
+        raise ConfigError(
+            f"Data.tokenizer = {tokenizer}: the parameters in {origin.place} are of ids that stand for other text; "
+            "bind their tokenizer"
+        )
+    rows, own = (
+        max(origin.rows, tokenizer.vocab_size),
+        model.embedding.table_rows(tokenizer.vocab_size),
+    )
+    if own != rows:
+        raise ConfigError(
+            f"EmbeddingConfig.rows = {model.embedding.rows} gives a table of {own} rows, but that in {origin.place} "
+            f"has {origin.rows} and the tokenizer {tokenizer.vocab_size} ids; set it to {rows}"
+        )
+    for name, value, other in differences(
+        normal(_with_rows(model, rows)), normal(_with_rows(origin.model, rows))
+    ):
+        if name not in differing:
+            raise ConfigError(
+                f"{name} = {value!r}, but the parameters in {origin.place} are of a model with {other!r}; change it, "
+                "or start from others"
+            )
+
+
+def _same_pieces(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether ids stand for the same text in both; one may have further ids."""
+    if not (isinstance(one, Vocabulary) and isinstance(other, Vocabulary)):
+        return one == other
+    shared = min(len(one.pieces), len(other.pieces))
+    return list(one.pieces[:shared]) == list(other.pieces[:shared])
+
+
+def _fitted(params: Any, origin: Origin, model: FamilyConfig, vocab: int) -> Any:
+    """The parameters as a model with so many tokens has them, rows added where its table has more."""
+    found = flat(params)
+    abstract = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(_built(model, vocab))))
+    grows = (origin.rows, model.embedding.table_rows(vocab))
+    lines, made = [], {}
+    for path, leaf in flat(abstract).items():
+        if path not in found:
+            lines.append(f"{origin.place}: missing {path} {list(leaf.shape)}")
+            continue
+        made[path] = _grown(found.pop(path), leaf.shape, *grows)
+        if made[path].shape != leaf.shape:
+            lines.append(f"{origin.place}: {path} is {list(made[path].shape)}, expected {list(leaf.shape)}")
+    lines += [f"{origin.place}: unexpected {path} {list(leaf.shape)}" for path, leaf in found.items()]
+    if lines:
+        raise WeightsError(*lines)
+    return jax.tree_util.tree_map_with_path(lambda path, _: made[path_of(path)], abstract)
+
+
+def _grown(leaf: Any, shape: tuple[int, ...], rows: int, wanted: int) -> Any:
+    """An array whose axis of token rows has as many as are wanted, the new ones the mean of the others."""
+    for axis, pair in enumerate(zip(leaf.shape, shape, strict=False)):
+        if pair == (rows, wanted) and rows < wanted:
+            leaf = np.asarray(leaf)
+            mean = np.mean(leaf, axis=axis, keepdims=True, dtype=np.float64).astype(np.float32)
+            return np.concatenate([leaf, np.repeat(mean, wanted - rows, axis)], axis)
+    return leaf
+
+
+def _built(model: FamilyConfig, vocab: int) -> Model:
+    return model.build(vocab=vocab, key=jax.random.key(0))
+
+
+def _with_rows(model: FamilyConfig, rows: int) -> FamilyConfig:
+    return dataclasses.replace(model, embedding=dataclasses.replace(model.embedding, rows=rows))
+
+
+@functools.lru_cache(maxsize=64)  # of all cells that start there
+def _fingerprint(place: str, data_dir: str | None) -> str:
+    return hash_of(opened(place, data_dir).read())
+
+
+def hash_of(params: Any) -> str:
+    """sha256 (hex) of arrays and their paths."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flat(params).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
