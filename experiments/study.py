@@ -241,6 +241,18 @@ def _matched(
         raise configs.ConfigError(f"arm {arm} of study {name}: {error}") from error
 
 
+def declared(name: str) -> Table:
+    """What `study.gin` of the study of that name in `configs/` says.
+
+    Raises:
+      ConfigError: no such study.
+    """
+    if not (configs.ROOT / "configs" / name / "study.gin").exists():
+        known = sorted(path.parent.name for path in configs.ROOT.glob("configs/*/study.gin"))
+        raise configs.ConfigError(f"--study={name}: no configs/{name}/study.gin; expected one of {known}")
+    return configs.load(Table, [f"configs/{name}/study.gin"])
+
+
 def load(name: str, scale: str) -> Study:
     """The study of that name in `configs/`, at that scale.
 
@@ -248,11 +260,7 @@ def load(name: str, scale: str) -> Study:
       ConfigError: no such study or scale, an arm that is missing, compared with none or twice in groups, a knob, a
         rate, a sweep or a group of no arm, sweeps that do not combine, or a column, task or figure that cannot be.
     """
-    folder = configs.ROOT / "configs" / name
-    if not (folder / "study.gin").exists():
-        known = sorted(path.parent.name for path in configs.ROOT.glob("configs/*/study.gin"))
-        raise configs.ConfigError(f"--study={name}: no configs/{name}/study.gin; expected one of {known}")
-    table = configs.load(Table, [f"configs/{name}/study.gin"])
+    table, folder = declared(name), configs.ROOT / "configs" / name
     if scale not in table.seeds:
         raise configs.ConfigError(
             f"--scale={scale}: study {name} has the scales {sorted(table.seeds)}; see configs/{name}/study.gin"

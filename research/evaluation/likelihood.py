@@ -1,14 +1,44 @@
 """Held-out likelihood."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from research.batch import Batch
 from research.data.tokenizers import Tokenizer
+from research.evaluation.trained import Scores, Trained
+from research.models.families import Encoder
 from research.training.step import Trainer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """How likely the model finds a held-out split: see `held_out`.
+
+    Attributes:
+      split: which.
+    """
+
+    split: Literal["test", "validation"] = "test"
+
+    def __call__(self, trained: Trained) -> Scores:
+        """`loss` and, where targets are text, `bits_per_byte`.
+
+        Raises:
+          ValueError: no batch has a target.
+        """
+        model = trained.trainer.model(trained.params)
+        of_classes = isinstance(model, Encoder) and model.classes is not None
+        return held_out(
+            trained.trainer,
+            trained.params,
+            trained.text.held_out(self.split),
+            None if of_classes else trained.text.tokenizer,
+            place=trained.place,
+        )
 
 
 def held_out(
