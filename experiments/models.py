@@ -52,7 +52,10 @@ class Named:
     @property
     def stacks(self) -> list[StackConfig]:
         """Its stacks: one, or the encoder's and the decoder's."""
-        return experiment.stacks(self.model)
+        model = self.model
+        if not isinstance(model, EncoderDecoderConfig):
+            return [model.stack]
+        return [model.decoder] if model.tied else list(model.stacks())
 
     @property
     def vocab(self) -> int:
@@ -141,7 +144,8 @@ def short(value: Any) -> str:
 
 
 def _family(one: Named) -> str:
-    return type(one.model).__name__.removesuffix("Config")
+    tied = isinstance(one.model, EncoderDecoderConfig) and one.model.tied
+    return type(one.model).__name__.removesuffix("Config") + (" of one stack" if tied else "")
 
 
 def _mask(one: Named) -> str:
@@ -149,11 +153,10 @@ def _mask(one: Named) -> str:
         seen = [short(spec.visible(mask)) for spec in stack.pattern]
         return seen[0] if len(set(seen)) == 1 else f"by turns {' and '.join(seen)}"
 
-    model = one.model
+    model, target = one.model, layered(one.model.mask, one.stacks[-1])
     if not isinstance(model, EncoderDecoderConfig):
-        return layered(model.mask, model.stack)
-    sides = layered(model.encoder_mask, model.encoder), layered(model.mask, model.decoder)
-    return f"{sides[0]}; {sides[1]}; across {short(model.cross_mask)}"
+        return target
+    return f"{layered(model.encoder_mask, one.stacks[0])}; {target}; across {short(model.cross_mask)}"
 
 
 def _of_stacks(cell: Callable[[StackConfig], str]) -> Callable[[Named], str]:
@@ -204,26 +207,25 @@ def _objective(one: Named) -> str:
 
 
 def _embedding(one: Named) -> str:
-    config, width = one.model.embedding, one.stacks[0].width
-    said = ["tied" if one.model.tied_embeddings else "untied"]
-    if config.cutoffs:
-        said.append(f"adaptive {config.cutoffs}" + (f" / {config.shrink}" if config.shrink > 1 else ""))
-    if config.scale != 1:
-        said.append("x m^1/2" if config.scale is None else f"x {config.scale:g}")
-    if config.types:
-        said.append(f"{config.types} types")
-    if config.transform:
-        said.append("transform")
-    if config.bias:
-        said.append("bias")
-    if config.logit_scale != 1:
-        natural = math.isclose(config.logit_scale, width**-0.5)
-        said.append("logits x m^-1/2" if natural else f"logits x {config.logit_scale:g}")
-    if config.softcap is not None:
-        said.append(f"soft cap {config.softcap:g}")
-    if isinstance(one.model, EncoderConfig) and one.model.pooler:
-        said.append("pooler")
-    return ", ".join(said)
+    model, config, width = one.model, one.model.embedding, one.stacks[0].width
+    scaled = math.isclose(config.logit_scale, width**-0.5)
+    said = {
+        "tied" if model.tied_embeddings else "untied": True,
+        "a table for each side": isinstance(model, EncoderDecoderConfig) and not model.shared_embeddings,
+        f"adaptive {config.cutoffs}": bool(config.cutoffs),
+        f"{config.shrink} times narrower each": config.shrink > 1,
+        "head projection": config.head_projection,
+        "x m^1/2": config.scale is None,
+        f"x {short(config.scale)}": config.scale not in (None, 1),
+        f"{config.types} types": config.types > 0,
+        "transform": config.transform,
+        "bias": config.bias,
+        "logits x m^-1/2" if scaled else f"logits x {config.logit_scale:g}": config.logit_scale != 1,
+        f"soft cap {short(config.softcap)}": config.softcap is not None,
+        "pooler": isinstance(model, EncoderConfig) and model.pooler,
+        "classes": isinstance(model, EncoderConfig) and model.classes is not None,  # not tokens
+    }
+    return ", ".join(part for part, there in said.items() if there)
 
 
 KINDS: dict[str, Callable[[Named], str]] = {

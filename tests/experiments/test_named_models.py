@@ -4,6 +4,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -12,8 +13,11 @@ from experiments import configs, experiment, models
 from experiments.published import PUBLISHED, Published
 from research.analysis.tables import TableError
 from research.attention.masks import Causal, Full, Not, Prefix, Window
-from research.attention.positions import Learned, Llama3, Rotary
+from research.attention.positions import Learned, Llama3, NoPosition, Rotary
+from research.attention.recurrence import Recurrent
 from research.data.corpora import StandardLibrary
+from research.models.config import BlockSpec, EmbeddingConfig, StackConfig
+from research.models.families import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 
 TINY = "configs/scale/tiny.gin"
 # One of each row of the table of kinds; the others differ from one of these in sizes.
@@ -61,7 +65,7 @@ def test_its_operative_config_gives_the_same_experiment(name, tmp_path):
     assert experiment.load([str(tmp_path / "config.gin")])[0] == planned
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_named_model_has_a_small_version_of_the_same_kind(name):
     small, _ = experiment.load([f"configs/models/{name}.gin", TINY])
     there = models.Named(name, small)
@@ -104,17 +108,16 @@ def test_gpt2_has_its_parts_and_no_other():
     assert models.named("gpt2").parameters == expected == 124_439_808
 
 
-@pytest.mark.parametrize(
-    ("name", "sizes"),
-    [
-        ("gpt3_xl", {"heads": 16}),
-        ("gpt3_13b", {"width": 5120}),
-        ("transformer_xl_wt103_large", {"layers": 16}),
-    ],
-)
+@pytest.mark.parametrize(("name", "sizes"), [("gpt3_xl", {"heads": 16}), ("gpt3_13b", {"width": 5120})])
 def test_a_published_count_that_differs_is_that_of_other_sizes(name, sizes):
     assert not PUBLISHED[name].agrees(models.named(name).parameters)
     assert PUBLISHED[name].agrees(models.count(replaced(name, **sizes), models.named(name).vocab))
+
+
+def test_the_large_transformer_xl_has_as_many_as_its_note_says():
+    large = models.named("transformer_xl_wt103_large")
+    fewer = models.count(replaced(large.name, layers=16), large.vocab)
+    assert (large.parameters, fewer) == (285_205_322, 257_919_818)
 
 
 def test_banded_and_dense_layers_alternate_in_gpt3_and_local_ones_come_first_in_gemma():
@@ -192,6 +195,78 @@ def test_our_causal_and_prefix_decoders_differ_in_the_mask_alone():
     differing = [name for name, a, b in zip(head, causal, prefix, strict=True) if a != b]
     assert differing == ["| model", "mask"]
     assert both[head.index("family")] == "EncoderDecoder"
+
+
+# For each setting, a value that a model may have instead; `SIZES` and `HOW` make no other kind of model.
+SIZES = {"layers", "width", "heads", "head_dim", "hidden", "rows"}
+HOW = {"dtype", "remat", "unroll", "backend", "dropout", "attention_dropout"}
+STACKS = {
+    "kv_heads": {"kv_heads": 1},
+    "activation": {"activation": "relu"},
+    "norm": {"norm": "layer"},
+    "placement": {"placement": "post"},
+    "residual": {"placement": "inner", "residual": 2.0},
+    "input_norm": {"input_norm": True},
+    "epsilon": {"epsilon": 1e-3},
+    "use_bias": {"use_bias": ("mlp",)},
+    "scale": {"scale": 1.0},
+    "positions": {"positions": NoPosition()},
+    "memory": {"memory": Recurrent(length=4)},
+    "pattern": {"pattern": (BlockSpec(window=Window(3)), BlockSpec())},
+    "softcap": {"softcap": 5.0},
+    "sinks": {"sinks": True},
+}
+EMBEDDINGS = {
+    "scale": {"scale": 2.0},
+    "types": {"types": 2},
+    "cutoffs": {"cutoffs": (8,)},
+    "shrink": {"cutoffs": (8,), "shrink": 2},
+    "head_projection": {"cutoffs": (8,), "shrink": 2, "head_projection": True},
+    "transform": {"transform": True},
+    "bias": {"bias": True},
+    "logit_scale": {"logit_scale": 0.5},
+    "softcap": {"softcap": 5.0},
+}
+FAMILIES = {
+    DecoderConfig: {"mask": {"mask": Prefix()}, "tied_embeddings": {"tied_embeddings": False}},
+    EncoderConfig: {"pooler": {"pooler": True}, "classes": {"classes": 2}},
+    EncoderDecoderConfig: {
+        "encoder_mask": {"encoder_mask": Causal()},
+        "mask": {"mask": Window(3)},
+        "cross_mask": {"cross_mask": Causal()},
+        "tied": {"tied": True},
+        "tied_embeddings": {"tied_embeddings": False},
+        "shared_embeddings": {"shared_embeddings": False},
+    },
+}
+
+
+def cells(model):
+    planned = types.SimpleNamespace(model=model, data=models.named("gpt2").planned.data)
+    one = models.Named("any", planned)
+    return tuple(cell(one) for cell in models.KINDS.values())
+
+
+def fields(kind):
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "variants"),
+    [("stack", StackConfig, STACKS), ("embedding", EmbeddingConfig, EMBEDDINGS)],
+)
+def test_the_table_shows_every_setting_of_a_part(part, kind, variants):
+    assert fields(kind) == set(variants) | ((SIZES | HOW) & fields(kind))
+    shown = [cells(DecoderConfig(**{part: kind(**values)})) for values in ({}, *variants.values())]
+    assert len(set(shown)) == len(shown)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_table_shows_every_setting_of_a_family(family):
+    known = {name for kind in family.__mro__ for name in FAMILIES.get(kind, ())}
+    assert fields(family) - {"stack", "encoder", "decoder", "embedding", "split_layers"} == known
+    shown = [cells(family(**values)) for values in ({}, *FAMILIES[family].values())]
+    assert len(set(shown)) == len(shown)
 
 
 def test_models_that_differ_in_sizes_alone_share_a_row():
