@@ -32,7 +32,8 @@ test-browser: .venv-browser/.done
 test-parity: .venv-parity/.done
 	.venv-parity/bin/python -m pytest tests/attention/test_positions.py tests/attention/test_scaling.py \
 		tests/generation/test_processors.py tests/training/test_trackers_offline.py \
-		tests/analysis/test_statistics_parity.py tests/interop/test_counts.py tests/interop/test_checkpoints.py
+		tests/analysis/test_statistics_parity.py tests/interop/test_counts.py tests/interop/test_checkpoints.py \
+		tests/interop/test_transformers.py
 
 test-gpu: .venv-gpu/.done
 	JAX_PLATFORMS=cuda JAX_DEFAULT_MATMUL_PRECISION=highest .venv-gpu/bin/python -m pytest tests/attention

@@ -1,6 +1,6 @@
 """GGUF files of llama.cpp: metadata, and named arrays of which most are quantised."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 from gguf.quants import dequantize
 
-from research.interop.weights import Spec, WeightsError
+from research.interop.weights import Spec, WeightsError, row_blocks
 
 READ = tuple(
     gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q6_K")
@@ -70,6 +70,11 @@ class File:
         """The array of that name in float32, dequantised as llama.cpp does."""
         tensor = self._tensors[name]
         return dequantize(tensor.data, tensor.tensor_type)
+
+    def pieces(self, name: str) -> Iterable[np.ndarray]:
+        """The same array, some rows at a time."""
+        tensor = self._tensors[name]
+        return (dequantize(tensor.data[rows], tensor.tensor_type) for rows in row_blocks(self.specs()[name]))
 
 
 def _value(field: gguf.ReaderField) -> Any:

@@ -10,7 +10,7 @@ import pickle
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +110,10 @@ class Pickled:
         block = np.frombuffer(content, storage.dtype)[offset:]
         strides = [step * storage.dtype.itemsize for step in steps]
         return np.lib.stride_tricks.as_strided(block, shape, strides, writeable=False)
+
+    def pieces(self, name: str) -> Iterable[np.ndarray]:
+        """The array of that name, whole."""
+        return (self.read(name),)
 
     def _storage(self, key: Any) -> Storage:
         """What torch.save writes for a block: ("storage", class, name, device, size)."""

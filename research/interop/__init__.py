@@ -1,0 +1,1 @@
+"""Weights in and out: published checkpoints as configurations of the one core."""
