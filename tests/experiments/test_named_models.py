@@ -95,10 +95,9 @@ def test_its_small_version_takes_a_step(name):
     state = functions.initial(jax.random.key(0), planned.numbers, rows=2)
     state, metrics = functions.step(state, next(text.training(0)))
     assert int(state.step) == 1
-    rows = planned.model.embedding.rows or text.tokenizer.vocab_size
     assert (
-        0.2 * math.log(rows) < float(metrics["loss"]) < 60
-    )  # logits of some heads are far from even at first
+        3 < float(metrics["loss"]) < 60
+    )  # near log(288) = 5.7, or above it where logits begin far from even
 
 
 def test_gpt2_has_its_parts_and_no_other():
