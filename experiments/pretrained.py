@@ -9,6 +9,7 @@ A run starts from them where gin binds it, in a file after `from experiments imp
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments import bindings, experiment
+from experiments import bindings, configs, experiment
 from experiments.configs import ConfigError
 from experiments.experiment import Experiment
 from research.data.corpora import Factbook
@@ -199,6 +200,20 @@ class Parameters:
                 f"{self.place}: the parameters have changed since this command began; run it again"
             )
         return _fitted(read, origin, model, tokenizer.vocab_size)
+
+
+def tuning(
+    place: str, files: Iterable[str], changes: Sequence[str], data_dir: str | None
+) -> tuple[Experiment, str]:
+    """The experiment at a place, changed by gin files and bindings, that starts from the parameters there; and its
+    operative config.
+
+    Raises:
+      ConfigError: see `configs.load`.
+    """
+    start = ("train.init_from=@Parameters()", f"Parameters.place={place!r}")
+    base = (opened(place, data_dir).config(),)
+    return configs.load(experiment.train, files, [*changes, *start], base=base), configs.operative()
 
 
 class Loaded(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 from absl import app, flags
 from rich.console import Console
 
-from experiments import configs, experiment, running, start
+from experiments import configs, experiment, pretrained, running, start
 from research.training import loop
 
 FLAGS = flags.FLAGS
@@ -67,11 +67,6 @@ def describe(planned: experiment.Experiment, config: str, data_dir: str | None, 
     console.print("labels with weight: " + text.tokenizer.decode(scored), markup=False)
 
 
-def _started(place: str | None) -> list[str]:
-    """The bindings that --init_from stands for."""
-    return [] if place is None else ["train.init_from=@Parameters()", f"Parameters.place={place!r}"]
-
-
 def _steps(text: str) -> tuple[int, int]:
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal()):
@@ -86,7 +81,12 @@ def main(argv: list[str]) -> int:
     console = start.console()
     start.process()
     try:
-        planned, config = experiment.load(FLAGS.gin_file, [*FLAGS.gin_param, *_started(FLAGS.init_from)])
+        if FLAGS.init_from is None:
+            planned, config = experiment.load(FLAGS.gin_file, FLAGS.gin_param)
+        else:
+            planned, config = pretrained.tuning(
+                FLAGS.init_from, FLAGS.gin_file, FLAGS.gin_param, FLAGS.data_dir
+            )
         if FLAGS.profile:
             planned = dataclasses.replace(
                 planned, plan=dataclasses.replace(planned.plan, profile=_steps(FLAGS.profile))

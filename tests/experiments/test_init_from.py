@@ -13,6 +13,7 @@ from experiments import convert, experiment, pretrained, running, writing
 from experiments.configs import ConfigError
 from experiments.pretrained import Parameters
 from research.attention.masks import Prefix
+from research.data.corpora import Factbook
 from research.data.pretrained import FromFile
 from research.data.tokenizers import Bytes
 from research.generation.engine import Generation, Greedy
@@ -121,6 +122,23 @@ def test_members_of_an_ensemble_start_there_too(place, tmp_path):
         alone = trained(each, tmp_path / f"alone {each.seed}")
         assert result["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-5)
     assert together[0]["metrics"]["loss"] != together[1]["metrics"]["loss"]
+
+
+def test_what_gin_files_do_not_say_is_as_at_the_place(place, tmp_path):
+    folder, one, _ = place
+    changes = ["Data.corpus=@Factbook()", "train.steps=7"]
+    found, config = pretrained.tuning(str(folder / "run"), [], changes, None)
+    start = Parameters(place=str(folder / "run"))
+    data = dataclasses.replace(one.data, corpus=Factbook())
+    assert found == dataclasses.replace(one, data=data, steps=7, init_from=start)
+    assert "TextFiles" not in config
+    (tmp_path / "config.gin").write_text(config)
+    assert experiment.load([str(tmp_path / "config.gin")])[0] == found
+    published, _ = pretrained.tuning(str(folder / "hub"), [], ["StackConfig.dropout=0.1"], None)
+    assert published.model == stack(dropout=0.1)
+    assert published.data.tokenizer == FromFile(path=str(folder / "hub"))
+    with pytest.raises(ConfigError, match=r"Window\.w is used by nothing"):
+        pretrained.tuning(str(folder / "run"), [], ["Window.w=3"], None)
 
 
 def stack(**changes):
