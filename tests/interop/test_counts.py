@@ -1,9 +1,13 @@
-"""Named models have as many parameters as transformers' classes, which are built on the meta device: without memory."""
+"""Named models are what transformers' classes of the same sizes are: as many parameters, counted on the meta device
+without memory, and the configuration that we read from their config.json.
+"""
 
 import pytest
 
 from experiments import models
 from experiments.published import PUBLISHED
+from research.interop.architecture import Settings, normal
+from research.interop.hub import ARCHITECTURES
 
 torch = pytest.importorskip("torch", reason="counts are compared with transformers'; see make test-parity")
 transformers = pytest.importorskip("transformers", reason="its classes are counted; see make test-parity")
@@ -17,6 +21,12 @@ def counted(kind, config):
     return sum(leaf.numel() for leaf in built.parameters())
 
 
+def described(kind, config):
+    """The model that a config.json describes, next to an output table of its own where it has one."""
+    values = {**config.to_dict(), "architectures": [kind]}
+    return ARCHITECTURES[config.model_type].model(Settings(values, "config.json", {"lm_head.weight"}))
+
+
 def check(name, kind, config, more=0):
     """Theirs and `more` are the published count, and ours what is left of it without what we leave out."""
     theirs, published = counted(kind, config) + more, PUBLISHED[name]
@@ -24,6 +34,7 @@ def check(name, kind, config, more=0):
     assert kind in published.source
     assert published.agrees(theirs - published.apart[0])
     assert models.named(name).parameters == theirs - published.apart[0]
+    assert normal(described(kind, config)) == normal(models.named(name).model)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +48,9 @@ def check(name, kind, config, more=0):
 )
 def test_gpt2(name, sizes):
     check(name, "GPT2LMHeadModel", transformers.GPT2Config(**sizes))
+
+
+BASES = {"llama3": 500_000.0, "smollm2": 100_000.0}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +72,10 @@ def test_gpt2(name, sizes):
     ],
 )
 def test_llama(name, layers, width, heads, groups, hidden, rows):
+    rope = {"rope_type": "default", "rope_theta": BASES.get(name.partition("_")[0], 10_000.0)}
+    if name.startswith("llama3_1"):
+        rope |= {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     config = transformers.LlamaConfig(
         num_hidden_layers=layers,
         hidden_size=width,
@@ -66,12 +84,15 @@ def test_llama(name, layers, width, heads, groups, hidden, rows):
         intermediate_size=hidden,
         vocab_size=rows,
         tie_word_embeddings=name == "smollm2_135m",
+        rms_norm_eps=1e-6 if name in ("llama_7b", "llama_13b", "llama_33b") else 1e-5,
+        rope_parameters=rope,
+        max_position_embeddings=131_072,
     )
     check(name, "LlamaForCausalLM", config)
 
 
 def test_mistral():
-    check("mistral_7b", "MistralForCausalLM", transformers.MistralConfig(vocab_size=32000))
+    check("mistral_7b", "MistralForCausalLM", transformers.MistralConfig(rms_norm_eps=1e-5))
 
 
 def test_gemma():
@@ -137,6 +158,7 @@ def test_t5(name, width, features, hidden, heads, layers):
         num_layers=layers,
         vocab_size=32128,
         feed_forward_proj="gated-gelu" if "v1_1" in name else "relu",
+        tie_word_embeddings="v1_1" not in name,
     )
     check(name, "T5ForConditionalGeneration", config, more=32128 * width if "v1_1" in name else 0)
 
@@ -151,6 +173,8 @@ def test_ul2():
         num_layers=32,
         vocab_size=32128,
         feed_forward_proj="gated-silu",
+        tie_word_embeddings=False,
     )
     theirs = counted("T5ForConditionalGeneration", config) + 32128 * 4096
     assert models.named("ul2_20b").parameters == theirs
+    assert normal(described("T5ForConditionalGeneration", config)) == normal(models.named("ul2_20b").model)
