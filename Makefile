@@ -31,7 +31,7 @@ test-browser: .venv-browser/.done
 
 test-parity: .venv-parity/.done
 	.venv-parity/bin/python -m pytest tests/attention/test_positions.py tests/attention/test_scaling.py \
-		tests/generation/test_processors.py tests/training/test_trackers_offline.py \
+		tests/experiments/test_harness.py tests/generation/test_processors.py tests/training/test_trackers_offline.py \
 		tests/analysis/test_statistics_parity.py tests/interop/test_counts.py tests/interop/test_checkpoints.py \
 		tests/interop/test_transformers.py
 
