@@ -290,11 +290,11 @@ def notes(models: Iterable[Named]) -> str:
 
 def differences(models: Iterable[Named]) -> str:
     """What the files say is not as published, a line each."""
-    found = ((one.name, line) for one in models for line in said(FOLDER / f"{one.name}.gin"))
+    found = ((one.name, line) for one in models for line in remarks(FOLDER / f"{one.name}.gin"))
     return "".join(f"- `{name}`: {line}\n" for name, line in found)
 
 
-def said(file: Path) -> Iterator[str]:
+def remarks(file: Path) -> Iterator[str]:
     """The comments of a gin file that begin with "Differs:", on lines of their own, each as one line."""
     for comment in re.findall(r"(?m)^# Differs: (.+(?:\n#   .+)*)", file.read_text(encoding="utf-8")):
         yield re.sub(r"\n#\s*", " ", comment)

@@ -284,7 +284,7 @@ def test_every_row_of_the_table_has_a_model_that_is_trained_here():
 def test_a_file_says_what_is_not_as_published(tmp_path):
     file = tmp_path / "own.gin"
     file.write_text("# A model.\n# Differs: one line\n#   and its end.\n# Differs: another.\nimport x\n")
-    assert list(models.said(file)) == ["one line and its end.", "another."]
+    assert list(models.remarks(file)) == ["one line and its end.", "another."]
 
 
 def test_a_file_that_is_not_listed_is_an_error(tmp_path, monkeypatch):
