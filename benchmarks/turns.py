@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,24 @@ class Writing:
     def prompts(self) -> np.ndarray:
         """Random tokens."""
         return np.random.default_rng(0).integers(1, self.vocab, (self.rows, self.prompt), dtype=np.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A file of weights, tokens to read, and how many tokens are written after how many of them."""
+
+    path: str
+    ids: tuple[int, ...]
+    prompt: int = 64
+    tokens: int = 64
+
+    def line(self, size: int) -> np.ndarray:
+        """The first tokens, [1 size]."""
+        return np.asarray(self.ids[:size], np.int32)[None]
+
+    def mark(self, ids: list[int]) -> float:
+        """A number that tells texts apart."""
+        return float(zlib.crc32(np.asarray(ids, np.int32).tobytes()))
 
 
 def serve(
