@@ -26,7 +26,10 @@ ROWS = ("data", "fsdp")
 RULES = (
     (r"(query|key|value|up|gate|head)/kernel$", ("fsdp", "tensor")),
     (r"(output|down)/kernel$", ("tensor", "fsdp")),
-    (r"embedding/table$", ("tensor", "fsdp")),
+    (r"embedding/(table|tables/\d+)$", ("tensor", "fsdp")),
+    (r"embedding/(projections/\d+|head_projection)$", (None, "fsdp")),
+    (r"dense/kernel$", ("fsdp", None)),
+    (r"positions/(\d+/)?projection$", ("fsdp", "tensor", None)),
     (r"(query|key|value|up|gate)/bias$", ("tensor",)),
 )
 

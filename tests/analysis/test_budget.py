@@ -8,9 +8,10 @@ import pytest
 
 from research.analysis import budget
 from research.attention.masks import Causal, Full, Prefix, Sinks, Slots, Window
+from research.attention.positions import Relative
 from research.attention.recurrence import Convolution, MeanPooling, Recurrent
 from research.batch import Batch, Tokens
-from research.models.config import BlockSpec, StackConfig
+from research.models.config import BlockSpec, EmbeddingConfig, StackConfig
 from research.models.families import DecoderConfig, EncoderDecoderConfig
 
 V, M, F, L, B, N = 50, 16, 24, 3, 2, 10
@@ -51,6 +52,39 @@ def test_a_decoder_by_hand(mask, given, pairs, remat, unroll):
     assert counted.backward_flops == 2 * counted.forward_flops == counted.train_flops - counted.forward_flops
     assert counted.parameters == L * (LAYER + 2 * M) + V * M + M
     assert counted.tokens == counted.loss_tokens == B * N
+
+
+PAIRS = L * B * (N * (N + 1) // 2)
+
+
+def test_an_adaptive_softmax_by_hand():
+    embedding = EmbeddingConfig(cutoffs=(10, 20), shrink=2, head_projection=True)
+    counted = count(DecoderConfig(stack=STACK, embedding=embedding), batch())
+    sizes, widths = (10, 10, 30), (16, 8, 4)
+    table, projections = sum(n * w for n, w in zip(sizes, widths, strict=True)), sum(widths) * M
+    products = L * LAYER + table + 2 * projections + 2 * M
+    assert counted.forward_flops == 2 * B * N * products + PAIRS * 4 * M
+    vocabulary = table + projections + M * M + 2 * (M + 1) + V
+    assert counted.parameters == L * (LAYER + 2 * M) + M + vocabulary
+
+
+def test_what_lies_before_and_after_scores_by_hand():
+    embedding = EmbeddingConfig(rows=64, types=2, transform=True, bias=True)
+    counted = count(DecoderConfig(stack=STACK, embedding=embedding), batch())
+    assert counted.forward_flops == 2 * B * N * (L * LAYER + M * M + 64 * M) + PAIRS * 4 * M
+    assert counted.parameters == L * (LAYER + 2 * M) + M + (64 + 2) * M + M * (M + 2) + 64
+
+
+@pytest.mark.parametrize(
+    ("own", "parameters"),
+    [("nothing", M * M + 2 * M), ("projection", L * M * M + 2 * M), ("everything", L * (M * M + 2 * M))],
+)
+def test_relative_positions_cost_the_same_whoever_has_them(own, parameters):
+    stack = dataclasses.replace(STACK, positions=Relative(layers=own))
+    counted = count(DecoderConfig(stack=stack), batch())
+    turned = L * 2 * B * N * M * M
+    assert counted.forward_flops == products() + turned + PAIRS * 2 * (4 * (4 + M) + M)
+    assert counted.parameters == L * (LAYER + 2 * M) + V * M + M + parameters
 
 
 def test_a_pattern_counts_each_layer_under_its_own_mask():

@@ -20,12 +20,13 @@ from test_step import batch, stack
 
 from experiments import configs
 from research.attention.masks import Causal, Full, Prefix, Window
-from research.attention.positions import T5Bias
+from research.attention.positions import Relative, T5Bias
 from research.attention.recurrence import Recurrent
+from research.models.config import EmbeddingConfig
 from research.models.families import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from research.training.checkpoints import Checkpoints
 from research.training.ensemble import Ensemble, Solo
-from research.training.optimizers import Adafactor, AdamW, Muon
+from research.training.optimizers import Adafactor, AdamW, Muon, path_of
 from research.training.sharding import Parallelism, Placement
 from research.training.step import Recipe, Trainer
 
@@ -39,6 +40,15 @@ FAMILIES = {
     "encoder_decoder": EncoderDecoderConfig(encoder=stack(**HEADS), decoder=stack(**HEADS)),
     "encoder_decoder_tied": EncoderDecoderConfig(encoder=stack(**HEADS), decoder=stack(**HEADS), tied=True),
     "memory": DecoderConfig(stack=stack(memory=Recurrent(length=6), **HEADS), mask=Window(4)),
+    "transformer_xl": DecoderConfig(
+        # At so short a base no sinusoid is nearly constant, so all of the projection has a gradient.
+        stack=stack(memory=Recurrent(length=6), positions=Relative(base=10.0, layers="everything"), **HEADS),
+        mask=Window(4),
+        embedding=EmbeddingConfig(cutoffs=(8, 24), shrink=2, head_projection=True),
+    ),
+    "bert": EncoderConfig(
+        stack=stack(**HEADS), embedding=EmbeddingConfig(rows=48, types=2, transform=True, bias=True)
+    ),
 }
 MESHES = {
     "data": Parallelism(),
@@ -54,6 +64,8 @@ CASES = [  # every family, and every mesh
     ("encoder_decoder", "fsdp"),
     ("encoder_decoder_tied", "fsdp_tensor"),
     ("memory", "data"),
+    ("transformer_xl", "fsdp_tensor"),
+    ("bert", "fsdp_tensor"),
 ]
 
 
@@ -246,6 +258,23 @@ def test_a_mesh_that_does_not_exist_is_one_line(parallelism, wrong):
 def test_where_nothing_is_said_as_many_devices_are_used_as_divide_the_rows(rows, fsdp, data):
     mesh = Parallelism(fsdp=fsdp).mesh(jax.devices()[:1] * 8, rows=rows)
     assert (mesh.shape["data"], mesh.shape["fsdp"]) == (data, fsdp)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_large_parameter_is_split(family):
+    parallelism = Parallelism(fsdp=2, tensor=2)
+    placement = Placement(parallelism, parallelism.mesh(jax.devices()[:1] * 4))
+    trainer = Trainer(FAMILIES[family], vocab=VOCAB, optimizer=AdamW(), steps=10)
+    state = jax.eval_shape(lambda: trainer.initial(jax.random.key(0), rows=ROWS))
+    places = placement.state(state).params
+    whole = {
+        path_of(path)
+        for (path, leaf), place in zip(
+            jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(places), strict=True
+        )
+        if leaf.size >= 512 and place.is_fully_replicated
+    }
+    assert not whole
 
 
 @pytest.mark.parametrize(
