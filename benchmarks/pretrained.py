@@ -23,7 +23,7 @@ from research.attention.memory import Whole
 from research.data.catalog import CATALOG, CatalogError, extract
 from research.generation import engine
 from research.generation.engine import Generation, Greedy, prompt
-from research.interop import gguf
+from research.interop import gguf, gguf_file
 from research.interop.gguf_tokenizer import FromGGUF
 
 FLAGS = flags.FLAGS
@@ -48,7 +48,8 @@ def build(case: Reading) -> tuple[dict[str, Any], dict[str, Callable[[], float]]
     )
 
     def load() -> float:
-        held.clear()  # one model at a time, as theirs
+        held.clear()  # one model at a time, and nothing known of the file, as theirs
+        gguf_file.parsed.cache_clear()
         held["model"] = jax.block_until_ready(gguf.open_file(case.path).model())
         return 0.0
 
