@@ -10,7 +10,7 @@ import datetime
 import itertools
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ class Watched:
         """The array of that name."""
         self.advance()
         return self.weights.read(name)
+
+    def pieces(self, name: str) -> Iterable[np.ndarray]:
+        """The same array in pieces."""
+        self.advance()
+        return self.weights.pieces(name)
 
 
 def kind(origin: Origin) -> str:

@@ -302,6 +302,7 @@ def _same_pieces(one: Tokenizer, other: Tokenizer) -> bool:
 def _fitted(params: Any, origin: Origin, model: FamilyConfig, vocab: int) -> Any:
     """The parameters as a model with so many tokens has them, rows added where its table has more."""
     found = flat(params)
+    del params  # an array that grows is not needed beside what it becomes
     abstract = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(_built(model, vocab))))
     grows = (origin.rows, model.embedding.table_rows(vocab))
     lines, made = [], {}
