@@ -22,13 +22,13 @@ from research.interop.tables import (
     reordered,
     row,
 )
-from research.models.config import EmbeddingConfig, StackConfig
+from research.models.config import BIASED, EmbeddingConfig, StackConfig
 from research.models.families import DecoderConfig
 
 
 def model(settings: Settings) -> DecoderConfig:
-    """ChatGLM-6B of a config.json. Its files have an output table, but with 6,173,286,400 parameters it is the token
-    table a second time.
+    """ChatGLM-6B of a config.json. Its files also have an output table, a copy of the token table: the released modules
+    report 6,173,286,400 parameters, which counts one of them.
     """
     _plain(settings)
     layers = settings.need("num_layers")
@@ -65,9 +65,7 @@ def model2(settings: Settings) -> DecoderConfig:
     for name in ("apply_residual_connection_post_layernorm", "tie_word_embeddings"):
         settings.only(name, False)
     settings.only("rope_ratio", 1)
-    biased = True if settings.get("add_bias_linear", False) else ("qkv",)
-    if not settings.get("add_qkv_bias", False) and biased is not True:
-        biased = False
+    biased = ("qkv",) if settings.get("add_qkv_bias", False) else False
     stack = StackConfig(
         layers=settings.need("num_layers"),
         width=settings.need("hidden_size"),
@@ -78,7 +76,7 @@ def model2(settings: Settings) -> DecoderConfig:
         activation="swiglu",
         norm="rms",
         epsilon=settings.get("layernorm_epsilon", 1e-5),
-        use_bias=biased,
+        use_bias=settings.get("add_bias_linear", False) or biased,
         positions=Rotary(fraction=0.5),
         dropout=settings.get("hidden_dropout", 0.0),
         attention_dropout=settings.get("attention_dropout", 0.0),
@@ -125,19 +123,19 @@ def rows2(config: DecoderConfig) -> list[Row]:
         row(f"{other}.input_layernorm.weight", f"{own}/attention/norm/scale"),
         row(f"{other}.post_attention_layernorm.weight", f"{own}/mlp/norm/scale"),
     ]
-    for weight, kernel, form in (("weight", "kernel", TRANSPOSED), ("bias", "bias", SAME)):
-
-        def there(part: str, weight: str = weight) -> bool:
-            return weight == "weight" or stack.biased(part)
-
-        if there("qkv"):
+    biased = tuple(part for part in BIASED if stack.biased(part))
+    for weight, kernel, form, there in (
+        ("weight", "kernel", TRANSPOSED, BIASED),
+        ("bias", "bias", SAME, biased),
+    ):
+        if "qkv" in there:
             fields = (f"{own}/attention/inner/{name}/{kernel}" for name in ("query", "key", "value"))
             parts = fused(*sizes, axis=0).then(chain(queries, form), chain(keys, form), form)
             table.append(row(f"{other}.self_attention.query_key_value.{weight}", *fields, form=parts))
-        if there("output"):
+        if "output" in there:
             dense = f"{other}.self_attention.dense.{weight}"
             table.append(row(dense, f"{own}/attention/inner/output/{kernel}", form=form))
-        if there("mlp"):
+        if "mlp" in there:
             fields = (f"{own}/mlp/inner/{name}/{kernel}" for name in ("gate", "up"))
             both = fused(stack.mlp_width, stack.mlp_width, axis=0).then(form, form)
             table.append(row(f"{other}.mlp.dense_h_to_4h.{weight}", *fields, form=both))

@@ -49,17 +49,17 @@ def model(settings: Settings) -> DecoderConfig:
 def rows(config: DecoderConfig) -> list[Row]:
     """Which arrays hold which parameters."""
     stack: Any = config.stack
-    tables = (
-        "glm.transformer.position_embeddings.weight",
-        "glm.transformer.block_position_embeddings.weight",
+    text, span = (
+        f"glm.transformer.{name}.weight" for name in ("position_embeddings", "block_position_embeddings")
     )
-    whole = len(stack.positions.axes) == 1
+    table = "stack/positions/0/table"
+    if stack.positions.axes == (0,):
+        places = [row(text, table)]
+    else:
+        places = [row(text, Place(table, 0)), row(span, Place(table, 1))]
     return [
         row("glm.word_embeddings.weight", "embedding/table"),
-        *(
-            row(name, Place("stack/positions/0/table", None if whole else place))
-            for place, name in zip(range(len(stack.positions.axes)), tables, strict=False)
-        ),
+        *places,
         *layers("glm.transformer", parts=fused(*[stack.width] * 3, axis=0)),
     ]
 

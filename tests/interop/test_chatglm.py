@@ -291,8 +291,13 @@ def test_a_config_of_neither_names_what_each_is_told_by(tmp_path):
         hub.open_folder(saved(tmp_path, {"model_type": "chatglm"}, {}))
 
 
-def test_a_layer_too_many_and_one_too_few_are_named(tmp_path):
-    weights = random(shapes())
+def test_an_output_table_that_is_no_copy_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match=r"lm_head\.weight"):
+        hub.open_folder(saved(tmp_path, CONFIG, arrays(tied=False))).model()
+
+
+def test_every_name_of_a_layer_too_many_is_said(tmp_path):
+    weights = arrays(tied=True)
     opened = hub.open_folder(saved(tmp_path, CONFIG | {"num_layers": LAYERS - 1}, weights))
     with pytest.raises(WeightsError) as caught:
         opened.model()
