@@ -9,7 +9,7 @@ os.environ.setdefault(
 
 from jaxtyping import install_import_hook
 
-CHECKED = ("attention", "batch", "data", "models", "training", "evaluation", "generation")
+CHECKED = ("attention", "batch", "data", "models", "training", "evaluation", "generation", "interop")
 install_import_hook([f"research.{name}" for name in CHECKED], "beartype.beartype")
 
 import jax

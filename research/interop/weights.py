@@ -3,10 +3,10 @@
 import json
 import math
 import struct
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -57,6 +57,7 @@ def row_blocks(spec: Spec) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
+@runtime_checkable  # so that an argument can be checked against it
 class Weights(Protocol):
     """Named arrays that are read one by one."""
 
@@ -268,9 +269,3 @@ def folder_weights(folder: Path) -> Safetensors:
     raise WeightsError(
         f"{folder}: expected {SINGLE} or {INDEX}, found {found}; save it with safe_serialization=True"
     )
-
-
-def names_of(lines: Sequence[str], most: int = 20) -> tuple[str, ...]:
-    """The first lines of a long report, and how many more there are."""
-    rest = len(lines) - most
-    return (*lines[:most], f"and {rest} more") if rest > 0 else tuple(lines)

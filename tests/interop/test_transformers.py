@@ -411,3 +411,13 @@ def test_there_are_at_least_two_cases_of_each_architecture_and_scaling():
     assert len(CASES) >= 40
     assert all(scalings.count(kind) >= 2 for kind in ("linear", "dynamic", "yarn", "llama3"))
     assert all(kinds.count(kind) >= 2 for kind in BASE if kind != "BertForPreTraining")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "glm"])
+def test_their_half_precision_is_read_exactly(name, dtype, tmp_path):
+    built(name).to(dtype).save_pretrained(tmp_path / "half")
+    cls = getattr(transformers, CASES[name][0])
+    cls.from_pretrained(tmp_path / "half", dtype=torch.float32).save_pretrained(tmp_path / "whole")
+    half, whole = params_of(read(tmp_path / "half")), params_of(read(tmp_path / "whole"))
+    assert all(np.array_equal(leaf, whole[path]) for path, leaf in half.items())
