@@ -165,7 +165,7 @@ def check(
       copies: rows of arrays that repeat others.
 
     Raises:
-      WeightsError: a line for each name that is missing, unexpected or of another shape.
+      WeightsError: a line for each name that is missing, unexpected, of another shape or no floating-point array.
     """
     there, lines = weights.specs(), []
     expected = specs([*table, *copies], shapes)
@@ -175,6 +175,8 @@ def check(
         elif there[name].shape != spec.shape:
             found = list(there[name].shape)
             lines.append(f"{weights.place}: {name} is {found}, expected {list(spec.shape)}")
+        elif not jax.numpy.issubdtype(there[name].dtype, jax.numpy.floating):
+            lines.append(f"{weights.place}: {name} is of {there[name].dtype}, expected a floating-point type")
     lines += [
         f"{weights.place}: unexpected {name} {list(spec.shape)}"
         for name, spec in there.items()

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from research.attention.masks import Prefix, Window
 from research.attention.positions import DynamicNTK, Interpolation, Learned, Llama3, Rotary, T5Bias, YaRN
-from research.interop import hub
+from research.interop import hub, weights
 from research.interop.architecture import ConfigError, Settings, normal
 from research.interop.tables import flat, half_rotated
 from research.interop.weights import WeightsError
@@ -196,6 +196,18 @@ def test_a_model_in_several_files(tmp_path):
     same(params_of(hub.open_folder(many).model()), params_of(model))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
+def test_arrays_that_are_read_and_written_in_pieces(name, tmp_path, monkeypatch):
+    model = written(tmp_path / "whole", name)
+    monkeypatch.setattr(weights, "PIECE", 500)
+    written(tmp_path / "pieces", name)
+    file = "model.safetensors"
+    assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "pieces" / file).read_bytes()
+    checkpoint = hub.open_folder(tmp_path / "pieces")
+    assert max(len(list(checkpoint.weights.pieces(array))) for array in checkpoint.weights.specs()) > 3
+    same(params_of(checkpoint.model()), params_of(model))
+
+
 def test_another_number_of_files_replaces_the_first(tmp_path):
     written(tmp_path)
     for seed, shard in ((1, 4000), (2, 10**9)):
@@ -319,10 +331,12 @@ def test_every_wrong_name_has_a_line(tmp_path):
     del arrays["transformer.h.1.attn.c_attn.bias"]
     arrays["transformer.h.2.mlp.c_fc.weight"] = np.zeros((20, 24), np.float32)
     arrays["transformer.h.3.ln_1.weight"] = np.zeros(24, np.float32)
+    arrays["transformer.wte.weight"] = np.zeros((VOCAB, 24), np.int8)
     put(tmp_path, arrays)
     assert sorted(lines_of(tmp_path)) == [
         "/model.safetensors: missing transformer.h.1.attn.c_attn.bias [72]",
         "/model.safetensors: transformer.h.2.mlp.c_fc.weight is [20, 24], expected [24, 20]",
+        "/model.safetensors: transformer.wte.weight is of int8, expected a floating-point type",
         "/model.safetensors: unexpected transformer.h.3.ln_1.weight [24]",
     ]
 
@@ -624,7 +638,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from research.interop import hub
+from research.interop import hub, weights
 
 
 def kib(name):
