@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_models import LLAMA, QUIET, VOCAB, command, gin_of, planned, published, texts
 
-from experiments import convert, experiment, pretrained, running, writing
+from experiments import code, convert, experiment, pretrained, running, writing
 from experiments.configs import ConfigError
 from experiments.pretrained import Parameters
 from research.attention.masks import Prefix
@@ -87,6 +87,13 @@ def test_a_tokenizer_s_files_count_by_what_is_in_them(place, tmp_path):
     file.write_text(file.read_text().replace("<mask>", "<hidden>"))
     experiment.dataset.cache_clear()
     assert key(tmp_path / "copy") != before
+
+
+def test_only_runs_that_start_there_depend_on_the_code_that_reads_it(place):
+    folder, one, _ = place
+    for planned_, reads in ((one, False), (tuned(one, folder / "hub"), True)):
+        found = code.modules({code.ROOT, *code._classes(planned_)})
+        assert ("research.interop.hub" in found) == reads
 
 
 def test_the_record_says_what_a_run_started_from_and_a_replay_starts_there(place, tmp_path):
