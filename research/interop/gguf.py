@@ -91,8 +91,8 @@ def settings(file: File) -> dict[str, Any]:
             raise ConfigError(
                 f"{file.place}: {key} is {value!r}, which we do not know; expected a plain LLaMA"
             )
-        if key != name and isinstance(value, list):
-            raise ConfigError(f"{file.place}: {key} has {len(value)} values, expected one for all layers")
+        if name in SETTINGS and key != name and not (isinstance(value, int | float) and value > 0):
+            raise ConfigError(f"{file.place}: {key} is {value!r}, expected one number above 0")
     for name in NEEDED:
         there.need(f"{prefix}{name}")
     for name, values in ONLY.items():

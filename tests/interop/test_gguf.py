@@ -245,7 +245,9 @@ def test_other_types_are_refused(tmp_path):
             {"llama.attention.sliding_window": 64},
             "llama.attention.sliding_window is 64, which we do not know",
         ),
-        ({"llama.attention.head_count_kv": [2, 2]}, "head_count_kv has 2 values, expected one"),
+        ({"llama.attention.head_count_kv": [2, 2]}, "head_count_kv is [2, 2], expected one number"),
+        ({"llama.attention.head_count": 0}, "head_count is 0, expected one number above 0"),
+        ({"llama.embedding_length": "64"}, "embedding_length is '64', expected one number above 0"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count is 8, expected one of 16"),
         ({"llama.expert_count": 8}, "expert_count is 8, expected one of 0"),
         (
