@@ -28,7 +28,7 @@ from experiments.configs import ConfigError
 from experiments.pretrained import Origin, Published, Run
 from research.data.pretrained import FromFile
 from research.data.subwords import tokenizer_json
-from research.data.tokenizers import Tokenizer
+from research.data.tokenizers import Tokenizer, Vocabulary
 from research.interop import architecture as published
 from research.interop import hub
 from research.interop.weights import Spec, Weights
@@ -119,7 +119,10 @@ def to_hub(origin: Origin, out: Path, architecture: str | None, console: Console
         found = pretrained.loaded(watched)
     name = architecture or inferred(found)
     with console.status("writing"):
-        hub.export(found.model, out, name)
+        ids = {f"{role}_token_id": getattr(found.tokenizer, role) for role in ("pad", "bos", "eos")}
+        if found.model.reads_source:
+            ids["decoder_start_token_id"] = found.tokenizer.bos
+        hub.export(found.model, out, name, specials=ids)
         if _written(found.tokenizer, out) is None:
             console.print(f"no tokenizer.json: {type(found.tokenizer).__name__} has none", markup=False)
     return name
@@ -178,7 +181,17 @@ def _written(tokenizer: Tokenizer, out: Path) -> FromFile | None:
     sentinels = itertools.takewhile(
         lambda i: tokens.token_to_id(f"<extra_id_{i}>") is not None, itertools.count()
     )
-    return FromFile(path=str(path.resolve()), sentinels=len(list(sentinels)), **names)
+    found: Any = names | _around(tokenizer)
+    return FromFile(path=str(path.resolve()), sentinels=len(list(sentinels)), **found)
+
+
+def _around(tokenizer: Tokenizer) -> dict[str, tuple[str, ...]]:
+    """The roles of the specials that an encoder reads around a source."""
+    if not isinstance(tokenizer, Vocabulary):
+        return {}
+    layout = tokenizer.specials()
+    role = {getattr(layout, name): name for name in reversed(ROLES)}
+    return {side: tuple(role[i] for i in getattr(layout, side)) for side in ("before", "after")}
 
 
 def main(argv: list[str]) -> int:

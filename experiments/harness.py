@@ -105,7 +105,8 @@ class Harnessed(LM):
         )
         rest = rest[: self.length]
         room = self.length if self.writer.model.reads_source else self.length - len(rest)
-        return given[len(given) - min(room, len(given)) :], rest
+        given = given[len(given) - min(room, len(given)) :]
+        return self.writer.tokenizer.framed(given) if self.writer.model.reads_source else given, rest
 
     def _scored(self, pairs: Sequence[tuple[Any, Any]]) -> Iterator[tuple[float, bool]]:
         tokenizer = self.writer.tokenizer

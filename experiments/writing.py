@@ -71,6 +71,7 @@ class Writer:
         """
         line = functools.partial(prompt, pad=self.tokenizer.pad, vocab=self.tokenizer.vocab_size)
         if self.model.reads_source:
+            lines = [self.tokenizer.framed(line) for line in lines]
             self._fits(max(map(len, lines)), 1 + tokens)
             source = line(lines, length=rounded(lines), given=False)
             return line([[self.tokenizer.bos]] * len(lines), given=False), source

@@ -50,6 +50,7 @@ class Pretrained:
     Attributes:
       pad_token, bos_token, eos_token, mask_token: how the file writes the special; None: as said above.
       sentinels: how many sentinel ids there are.
+      before, after: roles, such as ("eos",), of the specials that the model's encoder reads around a source.
     """
 
     pad_token: str | None = None
@@ -57,11 +58,18 @@ class Pretrained:
     eos_token: str | None = None
     mask_token: str | None = None
     sentinels: int = 0
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise a ValueError for a negative number of sentinels."""
         if self.sentinels < 0:
             raise ValueError(f"{type(self).__name__}.sentinels is {self.sentinels}, expected 0 or more")
+        for name in ("before", "after"):
+            if not set(getattr(self, name)) <= set(_TOKENS):
+                raise ValueError(
+                    f"{type(self).__name__}.{name} is {getattr(self, name)!r}, expected some of {', '.join(_TOKENS)}"
+                )
 
     def ready(self, texts: Iterable[str], data_dir: str | Path | None = None) -> Subwords:
         """The tokenizer that the files describe; the texts aren't read.
@@ -106,6 +114,8 @@ class Pretrained:
                 **{role: ids[role] for role in _TOKENS},
                 sentinels=tuple(ids[f"sentinel {i}"] for i in range(self.sentinels)),
                 others=tuple(others),
+                before=tuple(ids[role] for role in self.before),
+                after=tuple(ids[role] for role in self.after),
             ),
             vocab_size=free,
         )

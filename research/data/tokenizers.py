@@ -75,6 +75,10 @@ class Tokenizer(TokenizerSource, Protocol):
         """The ids of a text; no special is added."""
         ...
 
+    def framed(self, ids: ArrayLike) -> Int32[np.ndarray, " n"]:
+        """The ids of a text as the encoder of an encoder-decoder reads them."""
+        ...
+
     def decode(self, ids: ArrayLike) -> str:
         """The text of ids `[n]`; specials are shown by name."""
         ...
@@ -91,6 +95,7 @@ class Specials(NamedTuple):
         pad, bos, eos, mask: see `Tokenizer`.
         sentinels: the ids of the sentinels.
         others: ids of further specials, which nothing here uses, and how they are shown.
+        before, after: ids that a published encoder-decoder reads before and after a source.
     """
 
     pad: int
@@ -99,6 +104,8 @@ class Specials(NamedTuple):
     mask: int
     sentinels: Sequence[int]
     others: tuple[tuple[int, str], ...] = ()
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
 
 
 class Vocabulary:
@@ -146,6 +153,11 @@ class Vocabulary:
                 f"raise {self._setting}.sentinels or corrupt fewer spans"
             )
         return ids[i]
+
+    def framed(self, ids: ArrayLike) -> Int32[np.ndarray, " n"]:
+        """The ids `[n]` of a text between those that the encoder of a published encoder-decoder reads around it."""
+        layout = self.specials()
+        return np.concatenate([layout.before, np.asarray(ids), layout.after]).astype(np.int32)
 
     def decode(self, ids: ArrayLike) -> str:
         """The text of ids `[n]`.

@@ -50,6 +50,8 @@ class FromSMILES(Pretrained):
     """
 
     path: str
+    before: tuple[str, ...] = ("bos",)
+    after: tuple[str, ...] = ("eos",)
 
     @property
     def place(self) -> str:

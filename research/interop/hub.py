@@ -104,17 +104,26 @@ def open_folder(folder: str | Path) -> Checkpoint:
         raise
     except (AttributeError, TypeError, ValueError) as error:  # what our config refuses
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-    return Checkpoint(config, architecture, found, _tokenizer(folder))
+    return Checkpoint(config, architecture, found, _tokenizer(folder, architecture, values))
 
 
-def _tokenizer(folder: Path) -> TokenizerSource | None:
+def _tokenizer(folder: Path, architecture: Architecture, values: Mapping[str, Any]) -> TokenizerSource | None:
     """The tokenizer whose files are in a folder."""
-    there = any(all((folder / name).is_file() for name in names) for names in FORMATS)
-    return FromFile(path=str(folder)) if there else None
+    if not any(all((folder / name).is_file() for name in names) for names in FORMATS):
+        return None
+    if architecture is t5.T5 and values.get("decoder_start_token_id", 0) == values.get("pad_token_id", 0):
+        return FromFile(path=str(folder), **t5.SPECIALS)
+    return FromFile(path=str(folder))
 
 
 def export(
-    model: Model, folder: str | Path, architecture: str, *, dtype: Any = np.float32, shard: int = SHARD
+    model: Model,
+    folder: str | Path,
+    architecture: str,
+    *,
+    specials: Mapping[str, int] | None = None,
+    dtype: Any = np.float32,
+    shard: int = SHARD,
 ) -> list[Path]:
     """Write a model as Hugging Face reads it: config.json and safetensors. Returns the files.
 
@@ -122,6 +131,7 @@ def export(
       model: its config's `EmbeddingConfig.rows` may be None: the table says.
       folder: is made; files of these names in it are replaced.
       architecture: the `model_type` to write.
+      specials: ids of specials for config.json, such as {"eos_token_id": 2}; None: those of the architecture.
       dtype: of the arrays.
       shard: bytes of a file at most, but for an array that has more.
 
@@ -135,7 +145,8 @@ def export(
     specs, arrays = tables.specs(table, params, dtype), tables.write(table, params)
     files = weights.save(folder, specs, arrays, metadata={"format": "pt"}, shard=shard)
     path = folder / "config.json"
-    path.write_text(json.dumps({**values, "dtype": np.dtype(dtype).name}, indent=2, sort_keys=True) + "\n")
+    values |= {**(specials or {}), "dtype": np.dtype(dtype).name}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     return [path, *files]
 
 

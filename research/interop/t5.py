@@ -129,6 +129,8 @@ def _linears(config: EncoderDecoderConfig, field: str) -> list[tuple[str, str]]:
     return [("wi", "up"), ("wo", "down")]
 
 
+# The published models begin a target with padding, and their encoders read an end after the source.
+SPECIALS: dict[str, Any] = {"bos_token": "<pad>", "after": ("eos",)}
 HEAD = "lm_head.weight"
 T5 = Architecture(
     name="t5",

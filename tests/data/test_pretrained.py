@@ -79,6 +79,21 @@ def test_what_a_file_lacks_comes_after_its_ids(tmp_path):
         ready.decode([9])
 
 
+def test_what_an_encoder_reads_around_a_source(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\nthe")
+    plain, around = (
+        FromFile(path=str(tmp_path), **roles).ready(())
+        for roles in ({}, {"before": ("bos",), "after": ("eos",)})
+    )
+    assert plain.framed([3]).tolist() == [3]
+    assert around.framed([3, 3]).tolist() == [1, 3, 3, 2]
+    assert around.framed([]).dtype == np.int32
+    with pytest.raises(
+        ValueError, match=r"FromFile\.after is \('end',\), expected some of pad, bos, eos, mask"
+    ):
+        FromFile(path=str(tmp_path), after=("end",))
+
+
 @pytest.mark.parametrize("names", [("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")])
 @pytest.mark.parametrize("named", [None, 0, 1])
 def test_gpt2_pair_is_found_by_folder_or_either_file(tmp_path, trained, names, named):

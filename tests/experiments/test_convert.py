@@ -13,16 +13,16 @@ from tiny_models import LLAMA, QUIET, VOCAB, command, gin_of, planned, published
 from experiments import configs, convert, experiment, pretrained
 from experiments.folders import RunError, RunFolder
 from research.attention.masks import Causal, Prefix, Sinks, Window
-from research.attention.positions import Learned
+from research.attention.positions import Learned, T5Bias
 from research.data.corpora import Factbook
 from research.data.layouts import Split
 from research.data.objectives import PrefixLM
 from research.data.subwords import tokenizer_json
 from research.data.tokenizers import Bytes, Symbols
-from research.interop import architecture
+from research.interop import architecture, hub
 from research.interop.tables import flat
 from research.interop.weights import WeightsError
-from research.models.config import BlockSpec, StackConfig
+from research.models.config import BlockSpec, EmbeddingConfig, StackConfig
 from research.models.families import DecoderConfig, EncoderDecoderConfig
 
 LOCAL = StackConfig(
@@ -93,7 +93,11 @@ def test_from_a_published_model_to_a_run_and_back_nothing_changes_in_a_bit(tmp_p
     once, twice = (load_file(folder / "model.safetensors") for folder in (place, tmp_path / "again"))
     assert once.keys() == twice.keys()
     assert all(once[name].tobytes() == twice[name].tobytes() for name in once)
-    assert (tmp_path / "again/config.json").read_text() == (place / "config.json").read_text()
+    before, after = (
+        json.loads((folder / "config.json").read_text()) for folder in (place, tmp_path / "again")
+    )
+    ids = {f"{role}_token_id": getattr(Bytes(), role) for role in ("pad", "bos", "eos")}
+    assert after == before | ids
     convert.to_run(pretrained.opened(str(tmp_path / "again"), None), tmp_path / "second", QUIET)
     second = pretrained.opened(str(tmp_path / "second"), None)
     same(second.read(), origin.read())
@@ -103,6 +107,37 @@ def test_from_a_published_model_to_a_run_and_back_nothing_changes_in_a_bit(tmp_p
         assert one.tokenizer().encode(text).tolist() == Bytes().encode(text).tolist()
         assert one.tokenizer().layout[:4] == Bytes().specials()[:4]
         assert one.tokenizer().sentinels == Bytes().sentinels
+
+
+T5 = EncoderDecoderConfig(
+    **{
+        side: StackConfig(
+            layers=2, width=16, heads=2, hidden=32, activation="relu", scale=1.0, positions=T5Bias()
+        )
+        for side in ("encoder", "decoder")
+    },
+    embedding=EmbeddingConfig(rows=VOCAB, scale=1.0, logit_scale=0.25),
+)
+
+
+def test_a_published_t5_starts_from_padding_and_its_encoder_reads_an_end(tmp_path):
+    origin = pretrained.opened(str(published(tmp_path / "t5", T5, architecture="t5")), None)
+    convert.to_run(origin, tmp_path / "run", QUIET)
+    for one in (origin, pretrained.opened(str(tmp_path / "run"), None)):
+        read = one.tokenizer()
+        assert read.bos == read.pad == Bytes().pad
+        assert read.framed([70, 71]).tolist() == [70, 71, Bytes().eos]
+    convert.to_hub(origin, tmp_path / "again", None, QUIET)
+    assert json.loads((tmp_path / "again/config.json").read_text())["decoder_start_token_id"] == Bytes().pad
+
+
+def test_a_t5_of_ours_says_what_its_targets_begin_with(tmp_path):
+    own = hub.open_folder(published(tmp_path / "t5", T5, architecture="t5"))
+    ids = {"pad_token_id": Bytes().pad, "decoder_start_token_id": Bytes().bos}
+    hub.export(own.model(), tmp_path / "t5", "t5", specials=ids)
+    read = hub.open_folder(tmp_path / "t5").tokenizer.ready(())
+    assert (read.pad, read.bos) == (Bytes().pad, Bytes().bos)
+    assert read.framed([70, 71]).tolist() == [70, 71]
 
 
 def test_a_converted_run_is_no_place_to_train_in(tmp_path):
