@@ -66,7 +66,7 @@ class RunFolder:
         if not status.exists():
             return {}
         known = json.loads(status.read_text())
-        if known["status"] == CONVERTED:
+        if known.get("status") == CONVERTED:
             raise RunError(
                 f"run folder {self.path} holds parameters that were converted from {known['source']}; start from them "
                 f"with --init_from={self.path} and another --run_dir"

@@ -11,10 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from lm_eval import evaluator, tasks  # ty: ignore[import-not-found]
-from lm_eval.api.instance import Instance  # ty: ignore[import-not-found]
-from lm_eval.api.model import LM  # ty: ignore[import-not-found]
-from lm_eval.utils import make_table  # ty: ignore[import-not-found]
 
 from experiments import folders, pretrained, start, writing
 from experiments.configs import ConfigError
@@ -23,6 +19,16 @@ from research.generation.engine import MULTIPLE, Generation, Greedy, Sample
 from research.generation.processors import Chain, Processor, Temperature, TopK, TopP
 from research.generation.scoring import score
 from research.models.families import Encoder
+
+try:
+    from lm_eval import evaluator, tasks  # ty: ignore[import-not-found]
+    from lm_eval.api.instance import Instance  # ty: ignore[import-not-found]
+    from lm_eval.api.model import LM  # ty: ignore[import-not-found]
+    from lm_eval.utils import make_table  # ty: ignore[import-not-found]
+except ModuleNotFoundError as missing:
+    if missing.name != "lm_eval":
+        raise
+    raise SystemExit(start.fail("the package lm-eval is not here; pip install -e '.[eval]'")) from missing
 
 FLAGS = flags.FLAGS
 LENGTH = 1024  # tokens of a line where no table of positions ends earlier

@@ -32,6 +32,9 @@ from research.interop.tables import flat, path_of
 from research.interop.weights import WeightsError
 from research.models.families import EncoderConfig, EncoderDecoderConfig, FamilyConfig, Model
 from research.training.checkpoints import Checkpoints
+from research.training.optimizers import AdamW
+
+TUNING = 5e-5  # learning rate where none is bound, of those of Devlin et al. 2019, appendix A.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +197,9 @@ class Parameters:
         """
         origin = opened(self.place, data_dir)
         _agree(origin, model, tokenizer, self.differing)
+        expected = self.fingerprint(data_dir)  # first, so that what it reads is let go
         read = origin.read()
-        if hash_of(read) != self.fingerprint(data_dir):
+        if hash_of(read) != expected:
             raise ConfigError(
                 f"{self.place}: the parameters have changed since this command began; run it again"
             )
@@ -260,6 +264,7 @@ def suited(origin: Published) -> Experiment:
             tokenizer=source,
             window=Data.window - over,
         ),
+        optimizer=AdamW(learning_rate=TUNING),
     )
 
 
