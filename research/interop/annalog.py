@@ -92,7 +92,7 @@ def model(settings: Settings) -> EncoderDecoderConfig:
         encoder=STACK,
         decoder=STACK,
         tied_embeddings=False,
-        embedding=EmbeddingConfig(rows=settings.need("vocab_size"), bias=True),
+        embedding=EmbeddingConfig(rows=settings.count("vocab_size"), bias=True),
         shared_embeddings=False,
     )
 

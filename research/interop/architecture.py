@@ -1,8 +1,9 @@
 """What is known of a published model: how its `config.json` and the names of its arrays correspond to ours."""
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from typing import Any
 
 from research.interop.tables import Row, Table, placed
@@ -109,8 +110,11 @@ class Architecture:
         return re.search(self.ignored, name) is not None
 
 
+NEEDED: Any = object()  # as a default: the setting has to be there
+
+
 class Settings:
-    """A config.json that is read setting by setting.
+    """A config.json that is read setting by setting. Null is absence, which means the default.
 
     Attributes:
       values: of the settings.
@@ -122,7 +126,7 @@ class Settings:
         self.values, self.place, self.names = values, place, names
 
     def get(self, name: str, default: Any) -> Any:
-        """A setting, or what its absence means; null is absence."""
+        """A setting, or what its absence means."""
         value = self.values.get(name)
         return default if value is None else value
 
@@ -135,15 +139,58 @@ class Settings:
     def chosen(self, name: str, options: Mapping[Any, Any], default: Any) -> Any:
         """What one of several values stands for with us."""
         value = self.get(name, default)
-        if value not in options:
+        if not isinstance(value, Hashable) or value not in options:
             raise ConfigError(
                 f"{self.place}: {name} is {value!r}, expected one of {', '.join(map(repr, options))}"
             )
         return options[value]
 
+    def count(self, name: str, default: Any = NEEDED, least: int = 1) -> Any:
+        """A whole number."""
+        return self._fit(
+            name,
+            default,
+            lambda value: type(value) is int and value >= least,
+            f"a whole number, {least} or more",
+        )
+
+    def counts(self, name: str, default: Any = NEEDED) -> Any:
+        """A list of whole numbers above 0."""
+
+        def fits(value: Any) -> bool:
+            return isinstance(value, list) and all(type(one) is int and one > 0 for one in value)
+
+        return self._fit(name, default, fits, "a list of whole numbers above 0")
+
+    def number(self, name: str, default: Any = NEEDED) -> Any:
+        """A finite number above 0."""
+        return self._fit(
+            name, default, lambda value: _is_number(value) and 0 < value < math.inf, "a finite number above 0"
+        )
+
+    def rate(self, name: str, default: Any = NEEDED) -> Any:
+        """A number from 0, below 1."""
+        return self._fit(
+            name, default, lambda value: _is_number(value) and 0 <= value < 1, "a number from 0, below 1"
+        )
+
+    def flag(self, name: str, default: Any = NEEDED) -> Any:
+        """True or false."""
+        return self._fit(name, default, lambda value: isinstance(value, bool), "true or false")
+
     def only(self, name: str, *values: Any) -> None:
         """Refuse any other value of a setting than these, the first of which is its default."""
         self.chosen(name, dict.fromkeys(values), values[0])
+
+    def _fit(self, name: str, default: Any, fits: Callable[[Any], bool], expected: str) -> Any:
+        value = self.need(name) if default is NEEDED else self.get(name, default)
+        if value is not default and not fits(value):
+            raise ConfigError(f"{self.place}: {name} is {value!r}, expected {expected}")
+        return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def stacks(model: FamilyConfig) -> dict[str, StackConfig]:

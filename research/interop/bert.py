@@ -22,34 +22,36 @@ def model(settings: Settings) -> EncoderConfig:
     for name in ("is_decoder", "add_cross_attention"):
         settings.only(name, False)
     settings.only("position_embedding_type", "absolute")
-    named, types = settings.need("architectures")[0], settings.get("type_vocab_size", 2)
-    if named not in CLASSES:
+    named = settings.need("architectures")
+    if named not in [[name] for name in CLASSES]:
         raise ConfigError(
             f"{settings.place}: architectures is {named!r}, expected one of {', '.join(map(repr, CLASSES))}"
         )
-    if types < 1:
-        raise ConfigError(f"{settings.place}: type_vocab_size is {types}, expected at least 1")
-    pooler, masked = CLASSES[named]
+    pooler, masked = CLASSES[named[0]]
     stack = StackConfig(
-        layers=settings.get("num_hidden_layers", 12),
-        width=settings.get("hidden_size", 768),
-        heads=settings.get("num_attention_heads", 12),
-        hidden=settings.get("intermediate_size", 3072),
+        layers=settings.count("num_hidden_layers", 12),
+        width=settings.count("hidden_size", 768),
+        heads=settings.count("num_attention_heads", 12),
+        hidden=settings.count("intermediate_size", 3072),
         activation=settings.chosen("hidden_act", ACTIVATIONS, "gelu"),
         norm="layer",
         placement="post",
         input_norm=True,
-        epsilon=settings.get("layer_norm_eps", 1e-12),
+        epsilon=settings.number("layer_norm_eps", 1e-12),
         use_bias=True,
-        positions=Learned(length=settings.get("max_position_embeddings", 512), scale=1.0),
-        dropout=settings.get("hidden_dropout_prob", 0.1),
-        attention_dropout=settings.get("attention_probs_dropout_prob", 0.1),
+        positions=Learned(length=settings.count("max_position_embeddings", 512), scale=1.0),
+        dropout=settings.rate("hidden_dropout_prob", 0.1),
+        attention_dropout=settings.rate("attention_probs_dropout_prob", 0.1),
     )
     return EncoderConfig(
         stack=stack,
-        tied_embeddings=not masked or settings.get("tie_word_embeddings", True),
+        tied_embeddings=not masked or settings.flag("tie_word_embeddings", True),
         embedding=EmbeddingConfig(
-            rows=settings.get("vocab_size", 30522), scale=1.0, types=types, transform=masked, bias=masked
+            rows=settings.count("vocab_size", 30522),
+            scale=1.0,
+            types=settings.count("type_vocab_size", 2),
+            transform=masked,
+            bias=masked,
         ),
         pooler=pooler,
     )

@@ -31,15 +31,15 @@ def model(settings: Settings) -> DecoderConfig:
     report 6,173,286,400 parameters, which counts one of them.
     """
     _plain(settings)
-    layers = settings.need("num_layers")
+    layers = settings.count("num_layers")
     stack = StackConfig(
         layers=layers,
-        width=settings.need("hidden_size"),
-        heads=settings.need("num_attention_heads"),
-        hidden=settings.need("inner_hidden_size"),
+        width=settings.count("hidden_size"),
+        heads=settings.count("num_attention_heads"),
+        hidden=settings.count("inner_hidden_size"),
         activation="gelu",
         norm="layer",
-        epsilon=settings.get("layernorm_epsilon", 1e-5),
+        epsilon=settings.number("layernorm_epsilon", 1e-5),
         placement="inner",
         residual=(2 * layers) ** 0.5,
         use_bias=True,
@@ -48,8 +48,8 @@ def model(settings: Settings) -> DecoderConfig:
     return DecoderConfig(
         stack=stack,
         mask=Prefix(),
-        tied_embeddings=settings.get("tie_word_embeddings", True),
-        embedding=EmbeddingConfig(rows=settings.need("vocab_size"), scale=1.0),
+        tied_embeddings=settings.flag("tie_word_embeddings", True),
+        embedding=EmbeddingConfig(rows=settings.count("vocab_size"), scale=1.0),
     )
 
 
@@ -65,27 +65,27 @@ def model2(settings: Settings) -> DecoderConfig:
     for name in ("apply_residual_connection_post_layernorm", "tie_word_embeddings"):
         settings.only(name, False)
     settings.only("rope_ratio", 1)
-    biased = ("qkv",) if settings.get("add_qkv_bias", False) else False
+    biased = ("qkv",) if settings.flag("add_qkv_bias", False) else False
     stack = StackConfig(
-        layers=settings.need("num_layers"),
-        width=settings.need("hidden_size"),
-        heads=settings.need("num_attention_heads"),
-        kv_heads=settings.need("multi_query_group_num"),
-        head_dim=settings.need("kv_channels"),
-        hidden=settings.need("ffn_hidden_size"),
+        layers=settings.count("num_layers"),
+        width=settings.count("hidden_size"),
+        heads=settings.count("num_attention_heads"),
+        kv_heads=settings.count("multi_query_group_num"),
+        head_dim=settings.count("kv_channels"),
+        hidden=settings.count("ffn_hidden_size"),
         activation="swiglu",
         norm="rms",
-        epsilon=settings.get("layernorm_epsilon", 1e-5),
-        use_bias=settings.get("add_bias_linear", False) or biased,
+        epsilon=settings.number("layernorm_epsilon", 1e-5),
+        use_bias=settings.flag("add_bias_linear", False) or biased,
         positions=Rotary(fraction=0.5),
-        dropout=settings.get("hidden_dropout", 0.0),
-        attention_dropout=settings.get("attention_dropout", 0.0),
+        dropout=settings.rate("hidden_dropout", 0.0),
+        attention_dropout=settings.rate("attention_dropout", 0.0),
     )
     return DecoderConfig(
         stack=stack,
         mask=Causal(),
         tied_embeddings=False,
-        embedding=EmbeddingConfig(rows=settings.need("padded_vocab_size"), scale=1.0),
+        embedding=EmbeddingConfig(rows=settings.count("padded_vocab_size"), scale=1.0),
     )
 
 

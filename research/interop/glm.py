@@ -22,27 +22,27 @@ def model(settings: Settings) -> DecoderConfig:
     """
     settings.only("relative_encoding", False)
     settings.only("spell_length", None)
-    dropout = settings.get("output_dropout_prob", 0.1)
+    dropout = settings.rate("output_dropout_prob", 0.1)
     settings.only("embedding_dropout_prob", dropout)
-    spans = settings.get("block_position_encoding", True)
-    length = settings.need("max_sequence_length")
+    spans = settings.flag("block_position_encoding", True)
+    length = settings.count("max_sequence_length")
     stack = StackConfig(
-        layers=settings.need("num_layers"),
-        width=settings.need("hidden_size"),
-        heads=settings.need("num_attention_heads"),
+        layers=settings.count("num_layers"),
+        width=settings.count("hidden_size"),
+        heads=settings.count("num_attention_heads"),
         activation="gelu",
         norm="layer",
-        epsilon=settings.get("layernorm_epsilon", 1e-5),
+        epsilon=settings.number("layernorm_epsilon", 1e-5),
         use_bias=True,
         positions=Learned(length=length + 1 if spans else length, scale=1.0, axes=(0, 1) if spans else (0,)),
         dropout=dropout,
-        attention_dropout=settings.get("attention_dropout_prob", 0.1),
+        attention_dropout=settings.rate("attention_dropout_prob", 0.1),
     )
     return DecoderConfig(
         stack=stack,
         mask=Prefix(),
         tied_embeddings=True,
-        embedding=EmbeddingConfig(rows=settings.need("vocab_size"), scale=1.0),
+        embedding=EmbeddingConfig(rows=settings.count("vocab_size"), scale=1.0),
     )
 
 

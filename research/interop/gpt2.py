@@ -14,29 +14,30 @@ def model(settings: Settings) -> DecoderConfig:
     """The configuration of a config.json."""
     for name in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"):
         settings.only(name, False)
-    settings.only("scale_attn_weights", True)
-    rates = {name: settings.get(name, 0.1) for name in ("resid_pdrop", "embd_pdrop")}
+    for name in ("scale_attn_weights", "is_causal"):
+        settings.only(name, True)
+    rates = {name: settings.rate(name, 0.1) for name in ("resid_pdrop", "embd_pdrop")}
     if len(set(rates.values())) > 1:
         settings.only("embd_pdrop", rates["resid_pdrop"])
-    width = settings.get("n_embd", 768)
+    width = settings.count("n_embd", 768)
     stack = StackConfig(
-        layers=settings.get("n_layer", 12),
+        layers=settings.count("n_layer", 12),
         width=width,
-        heads=settings.get("n_head", 12),
-        hidden=settings.get("n_inner", 4 * width),
+        heads=settings.count("n_head", 12),
+        hidden=settings.count("n_inner", 4 * width),
         activation=settings.chosen("activation_function", ACTIVATIONS, "gelu_new"),
         norm="layer",
-        epsilon=settings.get("layer_norm_epsilon", 1e-5),
+        epsilon=settings.number("layer_norm_epsilon", 1e-5),
         use_bias=True,
-        positions=Learned(length=settings.get("n_positions", 1024), scale=1.0),
+        positions=Learned(length=settings.count("n_positions", 1024), scale=1.0),
         dropout=rates["resid_pdrop"],
-        attention_dropout=settings.get("attn_pdrop", 0.1),
+        attention_dropout=settings.rate("attn_pdrop", 0.1),
     )
     return DecoderConfig(
         stack=stack,
         mask=Causal(),
-        tied_embeddings=settings.get("tie_word_embeddings", True),
-        embedding=EmbeddingConfig(rows=settings.get("vocab_size", 50257), scale=1.0),
+        tied_embeddings=settings.flag("tie_word_embeddings", True),
+        embedding=EmbeddingConfig(rows=settings.count("vocab_size", 50257), scale=1.0),
     )
 
 

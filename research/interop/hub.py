@@ -102,7 +102,7 @@ def open_folder(folder: str | Path) -> Checkpoint:
         config = architecture.model(Settings(values, str(path), found.specs()))
     except ConfigError:
         raise
-    except (AttributeError, TypeError, ValueError) as error:  # what our config refuses
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # what our config refuses
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     return Checkpoint(config, architecture, found, _tokenizer(folder, architecture, values))
 

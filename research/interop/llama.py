@@ -1,6 +1,7 @@
 """LLaMA (Touvron et al. 2023) and what has its names: Mistral, and GLM-4, which transformers calls `Glm`."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,13 @@ SCALINGS: dict[str, type[Scaling] | None] = {
     "llama3": Llama3,
 }
 TRAINED = "original_max_position_embeddings"
+# Settings of models that are like LLaMA and compute something more with them, and the values that change nothing.
+KIN = {
+    r"_multipliers?$|^logits_scaling$|^logit_scale$|^scale_emb$": (1,),
+    r"qk_norm$|softcapping$|^clip_qkv$|^num_(local_)?experts$": (None, False),
+}
+APART = ("rope_type", "type", "rope_theta", "partial_rotary_factor")  # what no scaling has
+READERS = {TRAINED: Settings.count, "truncate": Settings.flag}  # of values that are no plain number
 NAMES = {"trained": TRAINED, "low": "low_freq_factor", "high": "high_freq_factor"}
 
 
@@ -34,29 +42,33 @@ def rotary(settings: Settings, fraction: float | None = None) -> Rotary:
     Raises:
       ConfigError: a scaling that we do not have, that lacks a value, or that has one we do not know.
     """
-    given = settings.get("rope_parameters", settings.get("rope_scaling", {}))
-    said = {name: value for name, value in given.items() if value is not None}
-    kind = said.pop("rope_type", said.pop("type", "default"))
-    if kind not in SCALINGS:
-        raise ConfigError(
-            f"{settings.place}: rope_type is {kind!r}, expected one of {', '.join(map(repr, SCALINGS))}"
-        )
-    base = said.pop("rope_theta", settings.get("rope_theta", 10_000.0))
-    turning = said.pop("partial_rotary_factor", settings.get("partial_rotary_factor", fraction or 1.0))
+    # Where both are there, transformers reads the older one.
+    name = "rope_scaling" if settings.get("rope_scaling", {}) else "rope_parameters"
+    given = settings.get(name, {})
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{settings.place}: {name} is {given!r}, expected an object of settings")
+    within = Settings(given, f"{settings.place}: {name}")
+    kind = within.get("rope_type", within.get("type", "default"))
+    scaling = within.chosen("rope_type", SCALINGS, kind)
+    base = within.number("rope_theta", settings.number("rope_theta", 10_000.0))
+    part = settings.number("partial_rotary_factor", fraction or 1.0)
+    turning = within.number("partial_rotary_factor", part)
+    said = {name: value for name, value in given.items() if value is not None and name not in APART}
     if fraction is None and turning != 1:
         raise ConfigError(
             f"{settings.place}: partial_rotary_factor is {turning}, expected 1 for {settings.get('model_type', '')!r}"
         )
-    scaling = SCALINGS[kind]
     if scaling is None:
         _refuse(settings, kind, (), said)
         return Rotary(base=float(base), fraction=turning)
     fields = {field.name: NAMES.get(field.name, field.name) for field in dataclasses.fields(scaling)}
+    for name in fields.values():
+        READERS.get(name, Settings.number)(within, name, None)
     at_first = said.pop(TRAINED, None)
     if scaling is DynamicNTK:
-        said[TRAINED] = settings.need("max_position_embeddings")
+        said[TRAINED] = settings.count("max_position_embeddings")
     elif "trained" in fields:
-        said[TRAINED] = settings.get(TRAINED, at_first) or settings.need("max_position_embeddings")
+        said[TRAINED] = settings.count(TRAINED, at_first) or settings.count("max_position_embeddings")
     values = {ours: said.pop(theirs) for ours, theirs in fields.items() if theirs in said}
     needed = (field.name for field in dataclasses.fields(scaling) if field.default is dataclasses.MISSING)
     _refuse(settings, kind, [fields[name] for name in needed if name not in values], said)
@@ -101,46 +113,56 @@ def _model(
     **changes: Any,
 ) -> DecoderConfig:
     """A model whose settings are LLaMA's, with its own defaults of some."""
+    settings.only("is_causal", True)
+    for name in settings.values:
+        for pattern, values in KIN.items():
+            if re.search(pattern, name):
+                settings.only(name, *values)
     stack = StackConfig(
-        layers=settings.need("num_hidden_layers"),
-        width=settings.need("hidden_size"),
-        heads=settings.need("num_attention_heads"),
-        kv_heads=settings.values.get("num_key_value_heads", kv_heads),
-        head_dim=settings.values.get("head_dim", head_dim),
-        hidden=settings.need("intermediate_size"),
+        layers=settings.count("num_hidden_layers"),
+        width=settings.count("hidden_size"),
+        heads=settings.count("num_attention_heads"),
+        kv_heads=_told(settings, "num_key_value_heads", kv_heads),
+        head_dim=_told(settings, "head_dim", head_dim),
+        hidden=settings.count("intermediate_size"),
         activation=settings.chosen("hidden_act", GATED, "silu"),
         norm="rms",
-        epsilon=settings.get("rms_norm_eps", epsilon),
+        epsilon=settings.number("rms_norm_eps", epsilon),
         use_bias=use_bias,
         positions=rotary(settings, fraction),
-        attention_dropout=settings.get("attention_dropout", 0.0),
+        attention_dropout=settings.rate("attention_dropout", 0.0),
         **changes,
     )
     return DecoderConfig(
         stack=stack,
         mask=Causal(),
-        tied_embeddings=settings.get("tie_word_embeddings", False),
-        embedding=EmbeddingConfig(rows=settings.need("vocab_size"), scale=1.0),
+        tied_embeddings=settings.flag("tie_word_embeddings", False),
+        embedding=EmbeddingConfig(rows=settings.count("vocab_size"), scale=1.0),
     )
+
+
+def _told(settings: Settings, name: str, default: int | None) -> int | None:
+    """A count that null takes away, where its absence is the default."""
+    return settings.count(name, None if name in settings.values else default)
 
 
 def _llama(settings: Settings) -> DecoderConfig:
     biased = []
-    if settings.get("attention_bias", False):
+    if settings.flag("attention_bias", False):
         biased += ["qkv", "output"]
-    if settings.get("mlp_bias", False):
+    if settings.flag("mlp_bias", False):
         biased.append("mlp")
     return _model(settings, use_bias=tuple(biased) or False)
 
 
 def _mistral(settings: Settings) -> DecoderConfig:
-    window = settings.values.get("sliding_window", 4096)
+    window = _told(settings, "sliding_window", 4096)
     pattern = (BlockSpec(window=None if window is None else Window(window)),)
     return _model(settings, use_bias=False, kv_heads=8, pattern=pattern)
 
 
 def _glm4(settings: Settings) -> DecoderConfig:
-    biased = ("qkv",) if settings.get("attention_bias", True) else False
+    biased = ("qkv",) if settings.flag("attention_bias", True) else False
     return _model(settings, use_bias=biased, epsilon=1.5625e-07, kv_heads=2, head_dim=128, fraction=0.5)
 
 

@@ -20,6 +20,7 @@ def model(settings: Settings) -> EncoderDecoderConfig:
     """The configuration of a config.json."""
     settings.only("is_encoder_decoder", True)
     settings.only("is_decoder", False)
+    settings.only("is_causal", True)  # of the decoder
     activation = settings.chosen("feed_forward_proj", PROJECTIONS, "relu")
     # Files say what they derive from it as well, and it is that which transformers reads.
     gated = activation in GATED.values()
@@ -27,29 +28,29 @@ def model(settings: Settings) -> EncoderDecoderConfig:
     settings.only("is_gated_act", gated)
     settings.only("dense_act_fn", *options)
 
-    width, layers = settings.get("d_model", 512), settings.get("num_layers", 6)
+    width, layers = settings.count("d_model", 512), settings.count("num_layers", 6)
     encoder, decoder = (
         StackConfig(
             layers=count,
             width=width,
-            heads=settings.get("num_heads", 8),
-            head_dim=settings.get("d_kv", 64),
-            hidden=settings.get("d_ff", 2048),
+            heads=settings.count("num_heads", 8),
+            head_dim=settings.count("d_kv", 64),
+            hidden=settings.count("d_ff", 2048),
             activation=activation,
             norm="rms",
-            epsilon=settings.get("layer_norm_epsilon", 1e-6),
+            epsilon=settings.number("layer_norm_epsilon", 1e-6),
             scale=1.0,
             positions=T5Bias(
-                buckets=settings.get("relative_attention_num_buckets", 32),
-                distance=settings.get("relative_attention_max_distance", 128),
+                buckets=settings.count("relative_attention_num_buckets", 32),
+                distance=settings.count("relative_attention_max_distance", 128),
             ),
-            dropout=settings.get("dropout_rate", 0.1),
-            attention_dropout=settings.get("dropout_rate", 0.1),
+            dropout=settings.rate("dropout_rate", 0.1),
+            attention_dropout=settings.rate("dropout_rate", 0.1),
         )
-        for count in (layers, settings.get("num_decoder_layers", layers))
+        for count in (layers, settings.count("num_decoder_layers", layers))
     )
-    tied = settings.get("tie_word_embeddings", True)
-    scaled = settings.get("scale_decoder_outputs", tied)
+    tied = settings.flag("tie_word_embeddings", True)
+    scaled = settings.flag("scale_decoder_outputs", tied)
     # transformers 5 writes that v1.1 is tied, though it is not and has an array of its own.
     tied = tied and (scaled or HEAD not in settings.names)
     return EncoderDecoderConfig(
@@ -57,7 +58,7 @@ def model(settings: Settings) -> EncoderDecoderConfig:
         decoder=decoder,
         tied_embeddings=tied,
         embedding=EmbeddingConfig(
-            rows=settings.get("vocab_size", 32128),
+            rows=settings.count("vocab_size", 32128),
             scale=1.0,
             logit_scale=width**-0.5 if scaled else 1.0,
         ),

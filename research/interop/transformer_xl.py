@@ -26,26 +26,26 @@ def model(settings: Settings) -> DecoderConfig:
         "tie_word_embeddings": True,
     }.items():
         settings.only(name, value)
-    width, memory = settings.get("d_model", 1024), settings.get("mem_len", 1600)
-    same_length = settings.get("same_length", True)
+    width, memory = settings.count("d_model", 1024), settings.count("mem_len", 1600, least=0)
+    same_length = settings.flag("same_length", True)
     if not memory:
         settings.only("same_length", False)  # or nothing would be seen
     _unclamped(settings, memory, same_length)
     stack = StackConfig(
-        layers=settings.get("n_layer", 18),
+        layers=settings.count("n_layer", 18),
         width=width,
-        heads=settings.get("n_head", 16),
-        head_dim=settings.get("d_head", 64),
-        hidden=settings.get("d_inner", 4096),
+        heads=settings.count("n_head", 16),
+        head_dim=settings.count("d_head", 64),
+        hidden=settings.count("d_inner", 4096),
         activation="relu",
         norm="layer",
         placement="post",
-        epsilon=settings.get("layer_norm_epsilon", 1e-5),
+        epsilon=settings.number("layer_norm_epsilon", 1e-5),
         use_bias=("mlp",),
-        positions=Relative(layers="everything" if settings.get("untie_r", True) else "projection"),
+        positions=Relative(layers="everything" if settings.flag("untie_r", True) else "projection"),
         memory=Recurrent(length=memory) if memory else None,
-        dropout=settings.get("dropout", 0.1),
-        attention_dropout=settings.get("dropatt", 0.0),
+        dropout=settings.rate("dropout", 0.1),
+        attention_dropout=settings.rate("dropatt", 0.0),
     )
     return DecoderConfig(
         stack=stack,
@@ -57,7 +57,7 @@ def model(settings: Settings) -> DecoderConfig:
 
 def _unclamped(settings: Settings, memory: int, same_length: bool) -> None:
     """Refuse `clamp_len` where a query may see further."""
-    clamp = settings.get("clamp_len", 1000)
+    clamp = settings.count("clamp_len", 1000, least=-1)
     if clamp > 0 and not (same_length and memory - 1 <= clamp):
         raise ConfigError(
             f"{settings.place}: clamp_len is {clamp}, so further keys would count as that far, which is not "
@@ -67,11 +67,14 @@ def _unclamped(settings: Settings, memory: int, same_length: bool) -> None:
 
 def _embedding(settings: Settings, width: int) -> EmbeddingConfig:
     settings.only("d_embed", width)
-    rows, cutoffs = settings.get("vocab_size", 267735), tuple(settings.get("cutoffs", [20000, 40000, 200000]))
+    rows, cutoffs = (
+        settings.count("vocab_size", 267735),
+        tuple(settings.counts("cutoffs", [20000, 40000, 200000])),
+    )
     if not cutoffs:
         settings.only("div_val", 1)
         return EmbeddingConfig(rows=rows, bias=True)
-    shrink = settings.get("div_val", 4)
+    shrink = settings.count("div_val", 4)
     first, *others = settings.get("tie_projs", [False, *[True] * len(cutoffs)])
     if shrink > 1 and not all(others):
         raise ConfigError(

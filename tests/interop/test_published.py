@@ -449,13 +449,37 @@ def test_an_unknown_model_type(kind, tmp_path):
 ROPE = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 2.0}
 UNREADABLE = [
     ("gpt2", {"activation_function": "mish"}, "activation_function is 'mish', expected one of 'gelu'"),
-    ("gpt2", {"activation_function": ["gelu"]}, "unhashable"),
+    ("gpt2", {"activation_function": ["gelu"]}, "activation_function is ['gelu'], expected one of"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "is True, expected one of False"),
     ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False, expected one of True"),
     ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True"),
     ("gpt2", {"embd_pdrop": 0.25}, "embd_pdrop is 0.25, expected one of 0.0"),
     ("gpt2", {"n_head": 5}, "StackConfig.width = 24 is not a multiple of StackConfig.heads = 5"),
-    ("gpt2", {"n_layer": "2"}, "StackConfig"),
+    ("gpt2", {"n_layer": "2"}, "n_layer is '2', expected a whole number"),
+    ("gpt2", {"is_causal": False}, "is_causal is False, expected one of True"),
+    ("mistral", {"is_causal": False}, "is_causal is False, expected one of True"),
+    ("t5", {"is_causal": False}, "is_causal is False, expected one of True"),
+    ("llama", {"logits_scaling": 8.0}, "logits_scaling is 8.0, expected one of 1"),
+    ("llama", {"residual_multiplier": 0.22}, "residual_multiplier is 0.22, expected one of 1"),
+    ("llama", {"mlp_multipliers": [1.0, 0.5]}, "mlp_multipliers is [1.0, 0.5], expected one of 1"),
+    ("llama", {"use_qk_norm": True}, "use_qk_norm is True, expected one of None, False"),
+    ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+    ("mistral", {"num_local_experts": 8}, "num_local_experts is 8"),
+    ("llama", {"vocab_size": 23.0}, "vocab_size is 23.0, expected a whole number"),
+    ("llama", {"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5', expected a finite number above 0"),
+    (
+        "llama",
+        {"rope_theta": 0, "rope_parameters": None},
+        "rope_theta is 0, expected a finite number above 0",
+    ),
+    ("llama", {"rope_parameters": {"rope_theta": 0}}, "rope_parameters: rope_theta is 0"),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": "2"}},
+        "rope_parameters: factor is '2', expected",
+    ),
+    ("bert", {"architectures": []}, "architectures is [], expected one of"),
+    ("bert", {"architectures": "BertModel"}, "architectures is 'BertModel', expected one of"),
     ("llama", {"hidden_size": None}, "hidden_size is missing"),
     ("llama", {"vocab_size": None}, "vocab_size is missing"),
     ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu', expected one of 'gelu_new'"),
@@ -474,9 +498,9 @@ UNREADABLE = [
         "'yarn' does not read long",
     ),
     ("llama", {"rope_parameters": {"full_attention": ROPE}}, "'default' does not read full_attention"),
-    ("llama", {"rope_parameters": "yarn"}, "'str' object"),
+    ("llama", {"rope_parameters": "yarn"}, "rope_parameters is 'yarn', expected an object"),
     ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "Interpolation.factor = 0.5"),
-    ("mistral", {"sliding_window": "4"}, "config.json"),
+    ("mistral", {"sliding_window": "4"}, "sliding_window is '4', expected a whole number"),
     (
         "glm",
         {"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 1.5}},
@@ -490,7 +514,7 @@ UNREADABLE = [
     ),
     ("bert", {"is_decoder": True}, "is_decoder is True, expected one of False"),
     ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
-    ("bert", {"type_vocab_size": 0}, "type_vocab_size is 0, expected at least 1"),
+    ("bert", {"type_vocab_size": 0}, "type_vocab_size is 0, expected a whole number, 1 or more"),
     ("bert", {"hidden_act": "mish"}, "hidden_act is 'mish'"),
     ("t5", {"feed_forward_proj": "gated-mish"}, "feed_forward_proj is 'gated-mish', expected one of 'gelu'"),
     ("t5", {"is_gated_act": True}, "is_gated_act is True, expected one of False"),
@@ -532,6 +556,23 @@ def test_settings_of_older_files_are_those_of_today():
     now = read_config("llama", **SIZES, rope_parameters=said, original_max_position_embeddings=64)
     assert old == now
     assert old.stack.positions == Rotary(base=500.0, scaling=YaRN(factor=4.0, trained=64))
+
+
+def test_of_two_scalings_the_older_name_counts_as_in_transformers():
+    old, now = (
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "linear", "factor": 4.0, "rope_theta": 5.0},
+    )
+    both = read_config("llama", **SIZES, rope_scaling=old, rope_parameters=now)
+    assert both.stack.positions == Rotary(scaling=Interpolation(factor=2.0))
+    for none in (None, {}):
+        empty = read_config("llama", **SIZES, rope_scaling=none, rope_parameters=now)
+        assert empty.stack.positions == Rotary(base=5.0, scaling=Interpolation(factor=4.0))
+
+
+def test_what_changes_nothing_in_models_like_llama_is_passed_over():
+    neutral = {"logits_scaling": 1.0, "residual_multiplier": 1, "use_qk_norm": False, "clip_qkv": None}
+    assert read_config("llama", **SIZES, **neutral, num_local_experts=0) == read_config("llama", **SIZES)
 
 
 def test_what_transformers_takes_for_a_missing_setting():
