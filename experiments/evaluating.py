@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from experiments import configs, experiment, machine, replays, study
+from experiments import configs, experiment, machine, pretrained, replays, study
 from experiments.experiment import Experiment
 from experiments.pretrained import Origin, Parameters
 from research.data.subwords import Trained as TrainedTokenizer
@@ -100,9 +100,10 @@ def measure(
     """The scores of the model at a place.
 
     Raises:
-      ConfigError: the experiment is of another model or another tokenizer.
+      ConfigError: the experiment is of another model or another tokenizer, or of data that the model was not made for.
       ValueError: a score is not finite.
     """
+    pretrained.fits(origin, planned.data)
     if isinstance(planned.data.tokenizer, TrainedTokenizer):  # on other text it would become another
         data = dataclasses.replace(planned.data, tokenizer=origin.tokenizer())
         planned = dataclasses.replace(planned, data=data)

@@ -139,13 +139,13 @@ def prompts() -> list[str]:
 
 def shown(writer: Writer, text: str, key: Any, planned: Writing) -> None:
     """Print one continuation, as it comes where no later token or filter can change what was shown."""
-    print(text, end="", flush=True)
     if planned.cut is not None or not isinstance(planned.how, Generation):
         ((found, *_),) = writer.texts([text], key[None], planned.how, 1)
-        print(found.text if planned.cut is None else planned.cut(found.text))
+        print(text + (found.text if planned.cut is None else planned.cut(found.text)))
         return
     how = planned.how
     now, printed = writer.begin(writer.encoded([text]), key[None], how), 0
+    print(text, end="", flush=True)
     done = False
     while not done:
         now = writing.advance(writer.model, now, how, PIECE)

@@ -18,7 +18,6 @@ from experiments.writing import Writer
 from research.generation.engine import MULTIPLE, Generation, Greedy, Sample
 from research.generation.processors import Chain, Processor, Temperature, TopK, TopP
 from research.generation.scoring import score
-from research.models.families import Encoder
 
 try:
     from lm_eval import evaluator, tasks  # ty: ignore[import-not-found]
@@ -47,15 +46,10 @@ class Harnessed(LM):
       writer: the model and its tokenizer.
       length: tokens of a line at most; None: as many as its positions reach, 1,024 at most.
       rows: of a batch.
-
-    Raises:
-      ConfigError: the model has no next token.
     """
 
     def __init__(self, writer: Writer, *, length: int | None = None, rows: int = 32):
         super().__init__()
-        if isinstance(writer.model, Encoder):
-            raise ConfigError("an Encoder has no next token; expected a decoder or an encoder-decoder")
         self.writer, self.rows = writer, rows
         reach = min((*writer.limits, LENGTH if length is None else length))
         self.length = reach // MULTIPLE * MULTIPLE or reach

@@ -22,7 +22,7 @@ from experiments.configs import ConfigError
 from experiments.experiment import Experiment
 from research.data.corpora import Factbook
 from research.data.layouts import Concatenate, InPlace, Split
-from research.data.objectives import CausalLM, MaskedLM, PrefixLM
+from research.data.objectives import CausalLM, Classification, MaskedLM, PrefixLM
 from research.data.pipeline import Data
 from research.data.tokenizers import Tokenizer, Vocabulary
 from research.interop import pretrained
@@ -213,11 +213,13 @@ def tuning(
     operative config.
 
     Raises:
-      ConfigError: see `configs.load`.
+      ConfigError: see `configs.load` and `fits`.
     """
     start = ("train.init_from=@Parameters()", f"Parameters.place={place!r}")
-    base = (opened(place, data_dir).config(),)
-    return configs.load(experiment.train, files, [*changes, *start], base=base), configs.operative()
+    origin = opened(place, data_dir)
+    planned = configs.load(experiment.train, files, [*changes, *start], base=(origin.config(),))
+    fits(origin, planned.data)
+    return planned, configs.operative()
 
 
 class Loaded(NamedTuple):
@@ -266,6 +268,27 @@ def suited(origin: Published) -> Experiment:
         ),
         optimizer=AdamW(learning_rate=TUNING),
     )
+
+
+def fits(origin: Origin, data: Data) -> None:
+    """That a published model was made for what the data ask of it.
+
+    Raises:
+      ConfigError: targets are tokens and it came without a head for them, or the texts are not of its language.
+    """
+    if isinstance(origin, Run):
+        return
+    architecture = origin.checkpoint.architecture
+    if not architecture.scores_tokens(origin.model) and not isinstance(data.objective, Classification):
+        raise ConfigError(
+            f"{origin.place}: published without a head of tokens, so they have no likelihood; expected a model "
+            "with one"
+        )
+    if architecture.language != "text" and data.corpus == Factbook():
+        raise ConfigError(
+            f"{origin.place}: Data.corpus = Factbook(), but its tokens are parts of {architecture.language}; bind a "
+            f"corpus of {architecture.language}, such as Data.corpus = @TextFiles()"
+        )
 
 
 def _agree(

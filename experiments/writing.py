@@ -22,7 +22,7 @@ from research.generation.contrastive import ContrastiveSearch
 from research.generation.engine import Generated, Generation, prompt, rounded
 from research.generation.filters import CutRepeats, Rerank
 from research.generation.search import Beam
-from research.models.families import Model
+from research.models.families import EncoderConfig, Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,13 +151,31 @@ def load(origin: Origin) -> Writer:
     """The model at a place, such as a run's newest checkpoint.
 
     Raises:
-      ConfigError: there is no tokenizer.
+      ConfigError: the model cannot go on from a prompt, or there is no tokenizer.
       CheckpointError: a run has no checkpoint that is whole.
       WeightsError: published weights that are not those of the model; a line for each name.
     """
+    _goes_on(origin)
     found = pretrained.loaded(origin)
     limits = [stack.positions.limit for stack in experiment.stacks(found.config)]
     return Writer(found.model, found.tokenizer, tuple(limit for limit in limits if limit is not None))
+
+
+def _goes_on(origin: Origin) -> None:
+    if isinstance(origin.model, EncoderConfig):
+        raise configs.ConfigError(
+            f"{origin.place}: an Encoder has no next token; expected a decoder or an encoder-decoder"
+        )
+    schemes = [
+        scheme
+        for stack in experiment.stacks(origin.model)
+        for scheme in (stack.positions, *(spec.positions for spec in stack.pattern))
+    ]
+    if any(max(getattr(scheme, "axes", (0,))) for scheme in schemes):
+        raise configs.ConfigError(
+            f"{origin.place}: its tokens have two coordinates each (ChatGLM-6B, GLM), which cannot be prompted by the "
+            "command line yet; expected a model with one, or give Slots.coords to research.generation"
+        )
 
 
 def held_against(expert: Writer, amateur: Writer, *, strength: float, plausible: float) -> Writer:

@@ -145,4 +145,4 @@ _NORM = (("weight", "scale"), ("bias", "bias"))
 _ATTENTION = (("fc_q", "query"), ("fc_k", "key"), ("fc_v", "value"), ("fc_o", "output"))
 _MLP = (("fc_1", "up"), ("fc_2", "down"))
 
-ANNALOG = Architecture(name="annalog", model=model, rows=rows, family=EncoderDecoderConfig)
+ANNALOG = Architecture(name="annalog", model=model, rows=rows, family=EncoderDecoderConfig, language="SMILES")

@@ -60,6 +60,8 @@ class Architecture:
       older: what parts of names were in older files, by what they are now.
       model_type: of its config.json; None: its name.
       told_by: a setting that tells its config.json from those of other models of the same model_type.
+      scores_tokens: of a configuration, whether it was published with a head that scores tokens.
+      language: what its tokens are parts of.
     """
 
     name: str
@@ -73,6 +75,8 @@ class Architecture:
     older: Mapping[str, str] = dataclasses.field(default_factory=dict)
     model_type: str | None = None
     told_by: str | None = None
+    scores_tokens: Callable[[Any], bool] = lambda config: True
+    language: str = "text"
 
     def describes(self, values: Mapping[str, Any]) -> bool:
         """Whether a config.json is of this model."""

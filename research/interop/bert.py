@@ -126,6 +126,7 @@ BERT = Architecture(
     rows=rows,
     settings=settings,
     family=EncoderConfig,
+    scores_tokens=lambda config: config.embedding.transform,
     prefix="bert.",
     # `BertForMaskedLM` does not read the pooler that a file of BERT's pretraining has.
     ignored=r"embeddings\.position_ids$|^cls\.seq_relationship\.|^bert\.pooler\.",

@@ -7,7 +7,7 @@ import json
 import pkgutil
 
 import pytest
-from tiny_models import QUIET, command, gin_of, planned, texts
+from tiny_models import MASKED, QUIET, STATES, command, gin_of, planned, published, texts
 
 import research.evaluation
 from experiments import configs, convert, evaluating, pretrained, running, study
@@ -87,6 +87,21 @@ def test_another_model_or_a_binding_that_nothing_reads_is_refused(place):
         measured(folder / "run", "Window.w=3")
     with pytest.raises(ConfigError, match="did you mean 'likelihood'"):
         measured(folder / "run", names="liklihood")
+
+
+def test_a_published_model_without_a_head_of_tokens_has_no_likelihood(place, tmp_path):
+    folder, _ = place
+    data = ("Data.corpus=@TextFiles()", f"TextFiles.pattern='{folder}/texts/*.txt'")
+    data += ("Data.window=32", "Data.batch=4", "Data.held_out=8", "Data.test=0.2")
+    states = published(tmp_path / "states", STATES, architecture="bert")
+    for names in ("likelihood", "positions"):
+        with pytest.raises(
+            ConfigError, match=r"states: published without a head of tokens.*likelihood"
+        ) as raised:
+            measured(states, *data, names=names)
+        assert len(str(raised.value).splitlines()) == 1
+    masked = published(tmp_path / "masked", MASKED, architecture="bert")
+    assert measured(masked, *data, names="likelihood").scores["likelihood"]["loss"] > 0
 
 
 def test_every_evaluation_that_there_is_has_a_name():

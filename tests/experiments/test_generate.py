@@ -4,10 +4,15 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
+from tiny_models import LLAMA, VOCAB
 
-from experiments import configs, writing
+from experiments import configs, generate, writing
+from research.data.tokenizers import Bytes
+from research.generation.engine import Generation
 from research.generation.filters import Rerank
+from research.generation.search import Beam
 
 
 def command(*words, said=None):
@@ -109,7 +114,7 @@ def test_samples_are_cut_and_put_in_order_and_a_model_may_be_held_against_itself
     assert costs == sorted(costs)
     assert {one["sample"] for one in records} == {0, 1, 2}
     code, said, wrong = command(*run, f"--amateur_dir={trained}", "--tokens=4", "--contrastive=0.5")
-    assert (code, said) == (1, "import os")
+    assert (code, said) == (1, "")
     assert "compares the hidden states of one model" in wrong
     code, said, wrong = command(*run, f"--amateur_dir={trained}", "--tokens=4", "--amateur_strength=0.5")
     assert code == 0, wrong
@@ -141,6 +146,18 @@ def test_what_cannot_be_generated_is_one_line(trained, words, wrong):
     assert wrong in said
     assert said.startswith("error: ")
     assert len(said.splitlines()) == 1
+
+
+def test_a_prompt_is_shown_once_the_text_has_begun(capsys):
+    model = LLAMA.build(vocab=VOCAB, key=jax.random.key(0))
+    short = writing.Writer(model, Bytes(), (8,))
+    for how in (Generation(tokens=4), Beam(tokens=4, size=2)):
+        with pytest.raises(ValueError, match="learned positions end at 8"):
+            generate.shown(short, "a longer prompt", jax.random.key(0), writing.Writing(how=how))
+        assert capsys.readouterr().out == ""
+        whole = writing.Writer(model, Bytes(), ())
+        generate.shown(whole, "a longer prompt", jax.random.key(0), writing.Writing(how=how))
+        assert capsys.readouterr().out.startswith("a longer prompt")
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):

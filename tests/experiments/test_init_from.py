@@ -7,17 +7,25 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny_models import LLAMA, QUIET, VOCAB, command, gin_of, planned, published, texts
+from tiny_models import LLAMA, MASKED, QUIET, STATES, VOCAB, command, gin_of, planned, published, texts
 
 from experiments import code, convert, experiment, pretrained, running, writing
 from experiments.configs import ConfigError
-from experiments.pretrained import Parameters
+from experiments.pretrained import Parameters, Published
 from research.attention.masks import Prefix
 from research.data.corpora import Factbook
+from research.data.layouts import Concatenate
+from research.data.local import TextFiles
+from research.data.objectives import CausalLM, Classification, MaskedLM
+from research.data.pipeline import Data
 from research.data.pretrained import FromFile
 from research.data.tokenizers import Bytes
 from research.generation.engine import Generation, Greedy
+from research.interop.annalog import ANNALOG
+from research.interop.architecture import Settings
+from research.interop.hub import ARCHITECTURES, Checkpoint
 from research.interop.tables import flat
+from research.interop.weights import Arrays
 from research.models.config import EmbeddingConfig
 from research.training.loop import Plan
 from research.training.optimizers import AdamW
@@ -218,6 +226,58 @@ def test_text_is_the_same_from_a_run_and_from_what_it_was_exported_as(place):
     ]
     assert said[0][0][0].text == said[1][0][0].text
     assert said[0][0][0].log_probability == pytest.approx(said[1][0][0].log_probability, abs=1e-5)
+
+
+def test_a_model_without_a_head_of_tokens_is_tuned_to_classes_alone(tmp_path):
+    states = published(tmp_path / "states", STATES, architecture="bert")
+    with pytest.raises(ConfigError, match="published without a head of tokens") as raised:
+        pretrained.tuning(str(states), [], [], None)
+    assert len(str(raised.value).splitlines()) == 1
+    classes = [
+        "Data.objective=@Classification()",
+        "Classification.labels=('a', 'b')",
+        "EncoderConfig.classes=2",
+        "Data.window=16",
+    ]
+    found, _ = pretrained.tuning(str(states), [], classes, None)
+    assert found.data.objective == Classification(labels=("a", "b"))
+    masked = published(tmp_path / "masked", MASKED, architecture="bert")
+    assert pretrained.tuning(str(masked), [], [], None)[0].data.objective == MaskedLM()
+
+
+def described(name, values):
+    """A published model of which only the description is there."""
+    one = ARCHITECTURES.get(name, ANNALOG)
+    checkpoint = Checkpoint(one.model(Settings(values, "config.json")), one, Arrays({}, name))
+    return Published(name, checkpoint, None)
+
+
+def test_smiles_are_not_measured_on_the_factbook():
+    origin = described("annalog", {"vocab_size": 59})
+    data = Data(corpus=Factbook(), objective=CausalLM(), layout=Concatenate(), tokenizer=Bytes())
+    with pytest.raises(ConfigError, match="bind a corpus of SMILES") as raised:
+        pretrained.fits(origin, data)
+    assert len(str(raised.value).splitlines()) == 1
+    pretrained.fits(origin, dataclasses.replace(data, corpus=TextFiles(pattern="*.smi")))
+
+
+CHATGLM = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "inner_hidden_size": 48}
+GLM = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_sequence_length": 16}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("bert", {"architectures": ["BertModel"]}, "bert: an Encoder has no next token; expected a decoder"),
+        ("chatglm", CHATGLM | {"vocab_size": 23}, "chatglm: its tokens have two coordinates each"),
+        ("glm-infilling", GLM | {"vocab_size": 23}, "glm-infilling: its tokens have two coordinates each"),
+    ],
+)
+def test_what_no_prompt_can_be_given_is_refused_before_its_weights_are_read(name, values, said):
+    with pytest.raises(ConfigError) as raised:
+        writing.load(described(name, values))
+    assert str(raised.value).startswith(said)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from rich.console import Console
 from experiments import bindings, configs
 from experiments.experiment import Experiment
 from research.attention.masks import Causal
+from research.attention.positions import Learned
 from research.data.layouts import Concatenate
 from research.data.local import TextFiles
 from research.data.objectives import CausalLM
@@ -19,7 +20,7 @@ from research.data.subwords import tokenizer_json
 from research.data.tokenizers import Bytes
 from research.interop import hub
 from research.models.config import EmbeddingConfig, StackConfig
-from research.models.families import DecoderConfig
+from research.models.families import DecoderConfig, EncoderConfig
 from research.training.optimizers import AdamW
 
 VOCAB = Bytes().vocab_size
@@ -27,6 +28,28 @@ LLAMA = DecoderConfig(
     stack=StackConfig(layers=2, width=32, heads=4, kv_heads=2, head_dim=8, hidden=48),
     mask=Causal(),
     embedding=EmbeddingConfig(rows=VOCAB, scale=1.0),
+)
+STATES = EncoderConfig(  # BERT without a head of tokens
+    stack=StackConfig(
+        layers=2,
+        width=32,
+        heads=4,
+        hidden=48,
+        activation="gelu_exact",
+        norm="layer",
+        placement="post",
+        input_norm=True,
+        epsilon=1e-12,
+        use_bias=True,
+        positions=Learned(length=64, scale=1.0),
+    ),
+    embedding=EmbeddingConfig(rows=VOCAB, scale=1.0, types=2),
+    pooler=True,
+)
+MASKED = dataclasses.replace(  # and with one
+    STATES,
+    embedding=dataclasses.replace(STATES.embedding, transform=True, bias=True),
+    pooler=False,
 )
 QUIET = Console(quiet=True)
 
