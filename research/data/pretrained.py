@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -20,13 +20,14 @@ from research.data.tokenizers import Specials
 
 
 class TokenizerFile(NamedTuple):
-    """A file of a tokenizer: where it is, as messages name it, what is in it, and which of its tokens are pad, bos, eos
-    and mask, where that is said.
+    """A file of a tokenizer: where it is, as messages name it, what is in it, and, where that is said, which of its
+    tokens are pad, bos, eos and mask (the token or its id) and whether lines begin with bos.
     """
 
     place: str
     content: bytes
-    roles: Mapping[str, str] = {}
+    roles: Mapping[str, str | int] = {}
+    begins: bool | None = None
 
 
 # What files call their specials, by role: BERT's names, T5's and LLaMA's, Gemma's, GPT-2's.
@@ -36,21 +37,26 @@ _TOKENS = {
     "eos": ("[SEP]", "</s>", "<eos>", "<|endoftext|>"),
     "mask": ("[MASK]", "<mask>"),
 }
+# Files beside a tokenizer's that say which token has which role; what the first says counts.
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """A tokenizer that comes in files; its own ids stay as they are, for weights depend on them.
 
-    pad, bos, eos and mask are the tokens named here, else those that the file names, else those of the usual names:
-    [PAD] or <pad>; [CLS], <s>, <bos> or <|endoftext|>; [SEP], </s>, <eos> or <|endoftext|>; [MASK] or <mask>. Sentinel
-    i is <extra_id_i>. Whatever of these the file doesn't have gets an id after all of its own: weights need as many
-    rows more.
+    pad, bos, eos and mask are the tokens named here, else those that the files name (tokenizer_config.json, then
+    special_tokens_map.json, then ids in config.json), else those of the usual names: [PAD] or <pad>; [CLS], <s>, <bos>
+    or <|endoftext|>; [SEP], </s>, <eos> or <|endoftext|>; [MASK] or <mask>. A pad that files name and that is also bos,
+    eos or unk is not taken, since padding could not be told from it. Sentinel i is <extra_id_i>. Whatever of these the
+    file doesn't have gets an id after all of its own: weights need as many rows more.
 
     Attributes:
       pad_token, bos_token, eos_token, mask_token: how the file writes the special; None: as said above.
       sentinels: how many sentinel ids there are.
       before, after: roles, such as ("eos",), of the specials that the model's encoder reads around a source.
+      begins: whether the model, a decoder, reads bos before a line; None: as the files say, in `add_bos_token` or by
+        what the tokenizer puts before a text.
     """
 
     pad_token: str | None = None
@@ -60,6 +66,7 @@ class Pretrained:
     sentinels: int = 0
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    begins: bool | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError for a negative number of sentinels."""
@@ -92,7 +99,9 @@ class Pretrained:
             raise ValueError(f"{parts[0].place}: it has no tokens, expected a vocabulary; replace the file")
         ids = {}
         free = max(vocabulary.values()) + 1
-        wanted = dict(_TOKENS) | {role: (token,) for role, token in parts[0].roles.items()}
+        named, begins = _said(files)
+        named = {**named, **parts[0].roles}
+        wanted = dict(_TOKENS) | {role: (token,) for role, token in _known(named, vocabulary).items()}
         wanted |= {f"sentinel {i}": (f"<extra_id_{i}>",) for i in range(self.sentinels)}
         for role, usual in wanted.items():
             given = getattr(self, f"{role}_token", None)
@@ -106,9 +115,11 @@ class Pretrained:
             free += not known
         added = sorted(tokenizer.get_added_tokens_decoder().items())
         others = ((i, token.content) for i, token in added if token.special and i not in ids.values())
+        model = tokenizer.to_str()
+        said = (self.begins, parts[0].begins, begins)
         return Subwords(
             source=self,
-            model=tokenizer.to_str(),
+            model=model,
             offset=0,
             layout=Specials(
                 **{role: ids[role] for role in _TOKENS},
@@ -116,6 +127,7 @@ class Pretrained:
                 others=tuple(others),
                 before=tuple(ids[role] for role in self.before),
                 after=tuple(ids[role] for role in self.after),
+                begins=next((one for one in said if one is not None), _puts(tokenizer, ids["bos"])),
             ),
             vocab_size=free,
         )
@@ -133,7 +145,8 @@ class Pretrained:
 @dataclass(frozen=True, kw_only=True)
 class FromFile(Pretrained):
     """Local files: a `tokenizer.json`; GPT-2's `encoder.json` and `vocab.bpe`, also as `vocab.json` and `merges.txt`;
-    or BERT's `vocab.txt`, which is taken as uncased where none of its words has a capital.
+    or BERT's `vocab.txt`, which is taken as uncased where none of its words has a capital. Files beside them say which
+    tokens are special; see `Pretrained`.
 
     Attributes:
       path: the file, one of the pair, or the folder they are in; `~` is your home.
@@ -147,7 +160,7 @@ class FromFile(Pretrained):
         return self.path
 
     def files(self, data_dir: str | Path | None) -> dict[str, TokenizerFile]:
-        """The files in the folder that have the name of a format, or the file itself."""
+        """The files in the folder that have the name of a format, or the file itself, and those beside."""
         path = Path(self.path).expanduser()
         alone = ("vocab.txt",) if path.suffix == ".txt" else ("tokenizer.json",)
         names = next((names for names in FORMATS if path.name in names), alone)
@@ -157,6 +170,8 @@ class FromFile(Pretrained):
             places = {name: path.parent / name for name in names}
         else:
             places = {names[0]: path}
+        folder = path if path.is_dir() else path.parent
+        places |= {name: folder / name for name in _BESIDE if (folder / name).is_file()}
         try:
             return {name: TokenizerFile(str(place), place.read_bytes()) for name, place in places.items()}
         except OSError as error:
@@ -190,6 +205,48 @@ class Published(Pretrained):
         entry = CATALOG[self.name]
         members = read(replace(entry, member=self.member or entry.member), data_dir=data_dir)
         return {Path(name).name: TokenizerFile(f"{self.name}: {name}", content) for name, content in members}
+
+
+def _said(files: Mapping[str, TokenizerFile]) -> tuple[dict[str, str | int], bool | None]:
+    """What the files beside a tokenizer's say: tokens or ids by role and of "unk"; whether lines begin with bos."""
+    named: dict[str, str | int] = {}
+    begins = None
+    for name in _BESIDE:
+        if name not in files:
+            continue
+        with _blaming(files[name], "a JSON object"):
+            values: dict[str, Any] = dict(json.loads(files[name].content))
+        for role in (*_TOKENS, "unk"):
+            value = values.get(f"{role}_token", values.get(f"{role}_token_id"))
+            value = value.get("content") if isinstance(value, dict) else value
+            value = (
+                next(iter(value), None) if isinstance(value, list) else value
+            )  # several end a text: the first
+            if isinstance(value, str | int):
+                named.setdefault(role, value)
+        if isinstance(values.get("add_bos_token"), bool):
+            begins = values["add_bos_token"]
+    return named, begins
+
+
+def _known(named: Mapping[str, str | int], vocabulary: Mapping[str, int]) -> dict[str, str]:
+    """The tokens by role, without those that the vocabulary doesn't have."""
+    tokens = {i: token for token, i in vocabulary.items()}
+    found = {role: tokens.get(value) if isinstance(value, int) else value for role, value in named.items()}
+    if found.get("pad") in [found.get(role) for role in ("bos", "eos", "unk")]:
+        found["pad"] = None
+    return {role: token for role, token in found.items() if role in _TOKENS and token is not None}
+
+
+def _puts(tokenizer: hf.Tokenizer, bos: int) -> bool:
+    """Whether a tokenizer, which it changes, puts bos before a text."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    try:
+        bare, whole = (tokenizer.encode("a", add_special_tokens=add).ids for add in (False, True))
+    except Exception:  # it has no ids for "a"; the library has no class of its own
+        return False
+    return len(whole) > len(bare) and whole[0] == bos
 
 
 def _read_json(file: TokenizerFile) -> hf.Tokenizer:

@@ -63,6 +63,11 @@ class Subwords(Vocabulary):
         """How many sentinels there are."""
         return len(self.layout.sentinels)
 
+    @property
+    def added(self) -> range:
+        """Ids after all that the model has: those of specials that its file lacks."""
+        return range(max(self._tokens) + 1, self.vocab_size)
+
     @cached_property
     def text_ids(self) -> range | Int32[np.ndarray, " n"]:
         """The ids that stand for text, as no special does, in rising order; of a trained tokenizer a range."""

@@ -53,6 +53,11 @@ class Tokenizer(TokenizerSource, Protocol):
         ...
 
     @property
+    def begins(self) -> bool:
+        """Whether the model that the tokenizer was published with reads `bos` before a line; true of our own."""
+        ...
+
+    @property
     def vocab_size(self) -> int:
         """The number of ids; every id is below it."""
         ...
@@ -96,6 +101,7 @@ class Specials(NamedTuple):
         sentinels: the ids of the sentinels.
         others: ids of further specials, which nothing here uses, and how they are shown.
         before, after: ids that a published encoder-decoder reads before and after a source.
+        begins: whether a published decoder reads `bos` before a line.
     """
 
     pad: int
@@ -106,6 +112,7 @@ class Specials(NamedTuple):
     others: tuple[tuple[int, str], ...] = ()
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    begins: bool = True
 
 
 class Vocabulary:
@@ -139,6 +146,11 @@ class Vocabulary:
     def mask(self) -> int:
         """The id that stands where a token was hidden."""
         return self.specials().mask
+
+    @property
+    def begins(self) -> bool:
+        """Whether the model that the tokenizer was published with reads `bos` before a line; true of our own."""
+        return self.specials().begins
 
     def sentinel(self, i: int) -> int:
         """The id of sentinel `i`, which counts from 0.

@@ -28,13 +28,22 @@ class Scores(NamedTuple):
     greedy: np.ndarray
 
 
-def score(model: Model, pairs: Sequence[tuple[Any, Any]], *, bos: int, pad: int, rows: int = 32) -> Scores:
+def score(
+    model: Model,
+    pairs: Sequence[tuple[Any, Any]],
+    *,
+    bos: int,
+    pad: int,
+    begins: bool = True,
+    rows: int = 32,
+) -> Scores:
     """How likely the model finds each continuation of its prompt, in batches of similar length.
 
     Args:
       model: a decoder reads BOS, prompt and continuation; an encoder-decoder the prompt as its source.
       pairs: ids of a prompt and of its continuation; a decoder's prompt may be empty.
       bos, pad: ids.
+      begins: whether a decoder reads BOS before a prompt; instead of an empty one it always does.
       rows: of a batch.
 
     Raises:
@@ -52,10 +61,16 @@ def score(model: Model, pairs: Sequence[tuple[Any, Any]], *, bos: int, pad: int,
         chosen = order[first : first + rows]
         part = [pairs[index] for index in chosen]
         part += [part[0]] * (rows - len(part))  # one shape for the last batch too
-        lines = [text if two_sided else np.concatenate([given, text]) for given, text in part]
+        read = [
+            np.asarray([bos])
+            if two_sided
+            else np.concatenate([[bos] if begins or not len(given) else [], given])
+            for given, _ in part
+        ]
+        lines = [np.concatenate([start, text]) for start, (_, text) in zip(read, part, strict=True)]
         sources = _line([given for given, _ in part], pad) if two_sided else None
-        blind = [0 if two_sided else len(given) for given, _ in part]
-        likely, greedy = jax.device_get(_scored(model, _batch(lines, blind, sources, bos, pad)))
+        blind = [len(start) - 1 for start in read]
+        likely, greedy = jax.device_get(_scored(model, _batch(lines, blind, sources, pad)))
         found.log_probability[chosen] = likely[: len(chosen)]
         found.greedy[chosen] = greedy[: len(chosen)]
     return found
@@ -74,14 +89,14 @@ def _scored(model: Model, batch: Batch) -> tuple[Float[Array, " b"], Bool[Array,
     return jax.lax.map(row, (hidden, jnp.asarray(batch.labels), jnp.asarray(batch.weights)))
 
 
-def _batch(lines: list[Any], blind: list[int], source: Tokens | None, bos: int, pad: int) -> Batch:
-    """Lines that are predicted but for their first `blind` tokens."""
-    read = _line([np.concatenate([[bos], line[:-1]]) for line in lines], pad)
+def _batch(lines: list[Any], blind: list[int], source: Tokens | None, pad: int) -> Batch:
+    """Lines whose tokens after the first are predicted, but for `blind` of them."""
+    read = _line([line[:-1] for line in lines], pad)
     labels = np.full(read.ids.shape, pad, np.int32)
     weights = np.zeros(read.ids.shape, np.float32)
     for row, (line, given) in enumerate(zip(lines, blind, strict=True)):
-        labels[row, : len(line)] = line
-        weights[row, given : len(line)] = 1
+        labels[row, : len(line) - 1] = line[1:]
+        weights[row, given : len(line) - 1] = 1
     given = np.asarray(blind)[:, None]
     prefix = (read.slots.position <= given) & (given > 0) & (read.slots.segment > 0)
     return Batch(Tokens(read.ids, dataclasses.replace(read.slots, prefix=prefix)), labels, weights, source)

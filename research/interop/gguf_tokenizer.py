@@ -1,6 +1,6 @@
 """The tokenizer in a GGUF file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ _CUTS: dict[str, Callable[[], Any]] = {
 class FromGGUF(Pretrained):
     """The byte-level BPE in a GGUF file (`tokenizer.ggml.model` "gpt2").
 
-    Its bos, eos, pad and mask are those whose ids the metadata gives; a pad that is also another token's id is not
-    taken, since padding could not be told from it. The rest is as `Pretrained` says.
+    Its bos, eos, pad and mask are those whose ids the metadata gives, and lines begin with bos where `add_bos_token` is
+    true. The rest is as `Pretrained` says.
 
     Attributes:
       path: of the file; `~` is your home.
@@ -52,19 +52,24 @@ class FromGGUF(Pretrained):
           ValueError: the file is damaged, or its tokenizer is of another kind.
         """
         file = File(Path(self.path).expanduser())
-        tokenizer, tokens = _built(file)
-        ids = {
-            role: file.metadata.get(f"{_KEY}{name}_token_id")
-            for role, name in (("bos", "bos"), ("eos", "eos"), ("mask", "mask"), ("pad", "padding"))
+        tokenizer = _built(file)
+        roles = {
+            role: file.metadata[key]
+            for role, name in (
+                ("bos", "bos"),
+                ("eos", "eos"),
+                ("mask", "mask"),
+                ("pad", "padding"),
+                ("unk", "unknown"),
+            )
+            if (key := f"{_KEY}{name}_token_id") in file.metadata
         }
-        if ids["pad"] in (ids["bos"], ids["eos"], file.metadata.get(f"{_KEY}unknown_token_id")):
-            ids["pad"] = None
-        roles = {role: tokens[i] for role, i in ids.items() if i is not None and 0 <= i < len(tokens)}
-        return {"tokenizer.json": TokenizerFile(file.place, tokenizer.to_str().encode(), roles)}
+        begins = file.metadata.get(f"{_KEY}add_bos_token")
+        return {"tokenizer.json": TokenizerFile(file.place, tokenizer.to_str().encode(), roles, begins)}
 
 
-def _built(file: File) -> tuple[hf.Tokenizer, Sequence[str]]:
-    """The tokenizer, and its tokens by id."""
+def _built(file: File) -> hf.Tokenizer:
+    """The tokenizer."""
     kind = file.metadata.get(f"{_KEY}model")
     if kind != "gpt2":
         raise WeightsError(
@@ -98,4 +103,4 @@ def _built(file: File) -> tuple[hf.Tokenizer, Sequence[str]]:
     found = list(zip(tokens, kinds, strict=False))
     tokenizer.add_special_tokens([token for token, kind in found if kind == _CONTROL])
     tokenizer.add_tokens([token for token, kind in found if kind == _USER_DEFINED])
-    return tokenizer, tokens
+    return tokenizer

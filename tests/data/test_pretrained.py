@@ -176,6 +176,73 @@ def test_specials_can_be_named(tmp_path, trained):
     assert "\n" not in str(raised.value)
 
 
+NAMES = ("<|pad|>", "<|begin|>", "<|end|>", "<|turn|>")  # none of the usual ones
+
+
+def named(folder, trained, template=None, **files):
+    """A folder with a tokenizer.json whose specials have names of their own, and files beside it."""
+    tokenizer = hf.Tokenizer.from_str(trained.model)
+    tokenizer.add_special_tokens(list(NAMES))
+    ids = [tokenizer.token_to_id(name) for name in NAMES]
+    if template:
+        pairs = list(zip(NAMES, ids, strict=True))
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=pairs)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name, values in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    return FromFile(path=str(folder)), ids
+
+
+def test_files_beside_say_which_tokens_are_special(tmp_path, trained):
+    source, (pad, begin, end, turn) = named(
+        tmp_path,
+        trained,
+        tokenizer_config={"bos_token": None, "eos_token": {"content": "<|turn|>"}, "unk_token": "<|pad|>"},
+        special_tokens_map={"eos_token": "<|end|>", "mask_token": {"content": "<|end|>"}},
+    )
+    ready = source.ready(())
+    assert (ready.eos, ready.mask) == (turn, end)
+    assert {ready.pad, ready.bos} == {turn + 1, turn + 2} == set(ready.added)
+    ids = {"bos_token_id": begin, "eos_token_id": [end, turn], "pad_token_id": pad, "mask_token_id": 10**6}
+    (tmp_path / "config.json").write_text(json.dumps(ids))
+    ready = source.ready(())
+    assert (ready.bos, ready.eos) == (begin, turn)
+    assert ready.pad == turn + 1  # it is unk too
+    alone = FromFile(path=str(tmp_path / "tokenizer.json"), eos_token="<|pad|>").ready(())
+    assert (alone.bos, alone.eos) == (begin, pad)
+    (tmp_path / "special_tokens_map.json").write_text("[1]")
+    with pytest.raises(
+        ValueError, match=r"special_tokens_map\.json: cannot be read .*a JSON object"
+    ) as raised:
+        source.ready(())
+    assert "\n" not in str(raised.value)
+
+
+def test_a_pad_that_ends_a_text_too_is_not_taken(tmp_path, trained):
+    both = {"eos_token": "<|end|>", "pad_token": "<|end|>"}
+    ready = named(tmp_path, trained, tokenizer_config=both)[0].ready(())
+    assert ready.pad in ready.added
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "begins"),
+    [
+        (None, {}, False),
+        ("<|begin|> $A", {}, True),
+        ("$A <|begin|>", {}, False),
+        ("<|turn|> $A", {}, False),
+        (None, {"add_bos_token": True}, True),
+        ("<|begin|> $A", {"add_bos_token": False}, False),
+    ],
+)
+def test_files_say_whether_lines_begin_with_bos(tmp_path, trained, template, said, begins):
+    source, _ = named(tmp_path, trained, template, tokenizer_config={"bos_token": "<|begin|>", **said})
+    assert source.ready(()).begins == begins
+    other = FromFile(path=source.path, begins=not begins)
+    assert other.ready(()).begins != begins
+    assert trained.begins  # as all that are trained here
+
+
 @pytest.mark.parametrize(
     ("files", "named", "expected"),
     [

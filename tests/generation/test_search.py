@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_engine import VOCAB, build, generate, keys, stack, texts
 
-from research.attention.masks import Prefix
+from research.attention.masks import Causal, Prefix
 from research.attention.recurrence import Recurrent
 from research.batch import Batch
 from research.generation import search
@@ -190,6 +190,18 @@ def test_scores_are_sums_of_log_probabilities_in_any_order_and_company():
         np.testing.assert_allclose(found.log_probability[index], expected, rtol=1e-5)
         assert found.greedy[index] == (np.asarray(scores.argmax(-1)).tolist() == text)
         assert found.tokens[index] == len(text)
+
+
+@pytest.mark.parametrize("mask", [Causal(), Prefix()])
+def test_scores_without_bos_are_those_of_the_prompt_alone(mask):
+    model = build(DecoderConfig(stack=stack(), mask=mask))
+    pairs = [([5, 9, 4], [3, 8]), ([6], [2, 2, 4]), ([], [7, 7, 2])]
+    found = score(model, pairs, bos=1, pad=0, begins=False)
+    first = [([9, 4], [3, 8]), ([], [2, 2, 4])]  # of which the first token stands where BOS would
+    for index, (pair, bos) in enumerate(zip([*first, pairs[2]], (5, 6, 1), strict=True)):
+        expected = score(model, [pair], bos=bos, pad=0)
+        np.testing.assert_allclose(found.log_probability[index], expected.log_probability[0], rtol=1e-5)
+        assert found.tokens[index] == expected.tokens[0] == len(pair[1])
 
 
 def test_what_cannot_be_searched_or_scored_is_one_line():

@@ -380,6 +380,13 @@ def test_a_padding_of_its_own(tokenized):
 
 
 @pytest.mark.parametrize(
+    ("said", "begins"), [({}, False), ({"add_bos_token": False}, False), ({"add_bos_token": True}, True)]
+)
+def test_the_file_says_whether_lines_begin_with_bos(tokenized, said, begins):
+    assert tokenized(**said).ready(()).begins == begins
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"model": "llama"}, "tokenizer.ggml.model is 'llama', expected 'gpt2'"),
