@@ -32,6 +32,7 @@ from research.data.tokenizers import Tokenizer, Vocabulary
 from research.interop import architecture as published
 from research.interop import hub
 from research.interop.weights import Spec, Weights
+from research.models.families import Model
 from research.training.checkpoints import Checkpoints, Keep
 
 FLAGS = flags.FLAGS
@@ -88,11 +89,12 @@ def to_run(origin: Published, out: Path, console: Console) -> None:
       ConfigError: the folder is not empty, or the model has no tokenizer.
       WeightsError: names are missing, unexpected or of other shapes.
     """
+    tokenizer = origin.tokenizer()
     with _watched(origin, console) as watched:
-        found = pretrained.loaded(watched)
+        found = pretrained.loaded(watched, tokenizer)
     planned = pretrained.suited(origin)
     out.mkdir(parents=True, exist_ok=True)
-    source = _written(found.tokenizer, out) or planned.data.tokenizer
+    source = _written(tokenizer, out, origin.begins) or planned.data.tokenizer
     planned = dataclasses.replace(planned, data=dataclasses.replace(planned.data, tokenizer=source))
     with console.status("writing"):
         with Checkpoints(out / "checkpoints", Keep(), say=console.print) as checkpoints:
@@ -110,21 +112,22 @@ def to_run(origin: Published, out: Path, console: Console) -> None:
 
 
 def to_hub(origin: Origin, out: Path, architecture: str | None, console: Console) -> str:
-    """Write a Hugging Face folder; the architecture that it is of.
+    """Write a Hugging Face folder; the architecture that it is of. A tokenizer that cannot be read is left out.
 
     Raises:
       ConfigError: no architecture, or not the one that is asked for, can say what the model is.
     """
+    tokenizer = pretrained.readable(origin)
     with _watched(origin, console) as watched:
-        found = pretrained.loaded(watched)
+        found = pretrained.loaded(watched, tokenizer)
     name = architecture or inferred(found)
     with console.status("writing"):
-        ids = {f"{role}_token_id": getattr(found.tokenizer, role) for role in ("pad", "bos", "eos")}
-        if found.model.reads_source:
-            ids["decoder_start_token_id"] = found.tokenizer.bos
-        hub.export(found.model, out, name, specials=ids)
-        if _written(found.tokenizer, out) is None:
-            console.print(f"no tokenizer.json: {type(found.tokenizer).__name__} has none", markup=False)
+        hub.export(found.model, out, name, specials=_ids(tokenizer, found.model))
+        if tokenizer is None or _written(tokenizer, out, origin.begins) is None:
+            what = (
+                f"{type(tokenizer).__name__} has none" if tokenizer else f"none to be read in {origin.place}"
+            )
+            console.print(f"no tokenizer.json: {what}", markup=False)
     return name
 
 
@@ -166,7 +169,15 @@ def _watched(origin: Origin, console: Console) -> Generator[Any]:
         yield dataclasses.replace(origin, checkpoint=dataclasses.replace(origin.checkpoint, weights=counted))
 
 
-def _written(tokenizer: Tokenizer, out: Path) -> FromFile | None:
+def _ids(tokenizer: Tokenizer | None, model: Model) -> dict[str, int] | None:
+    """The specials as config.json says them."""
+    if tokenizer is None:
+        return None
+    ids = {f"{role}_token_id": getattr(tokenizer, role) for role in ("pad", "bos", "eos")}
+    return ids | ({"decoder_start_token_id": tokenizer.bos} if model.reads_source else {})
+
+
+def _written(tokenizer: Tokenizer, out: Path, begins: bool) -> FromFile | None:
     """Write the files of a tokenizer, and what reads them again with the same ids; None: it has none."""
     model = tokenizer_json(tokenizer)
     if model is None:
@@ -176,12 +187,12 @@ def _written(tokenizer: Tokenizer, out: Path) -> FromFile | None:
     tokens = hf.Tokenizer.from_str(model)
     names = {f"{role}_token": tokens.id_to_token(getattr(tokenizer, role)) for role in ROLES}
     known = {role: token for role, token in names.items() if token is not None}
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **known}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": begins, **known}
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     sentinels = itertools.takewhile(
         lambda i: tokens.token_to_id(f"<extra_id_{i}>") is not None, itertools.count()
     )
-    found: Any = names | _around(tokenizer)
+    found: Any = names | _around(tokenizer) | {"begins": begins}
     return FromFile(path=str(path.resolve()), sentinels=len(list(sentinels)), **found)
 
 

@@ -38,9 +38,10 @@ PIECE = 16  # new tokens between looks for a text that ends them
 class Harnessed(LM):
     """A model of ours for the harness.
 
-    Every line begins with BOS, as in training. A text that is longer than a line is scored in lines of its own that
-    do not overlap, as windows are; of a longer context the end is read. Requests are batched by length, in shapes that
-    are multiples of 32, so that few programs are compiled.
+    A line begins with BOS where the model's do, as those of all that were trained here. A text that is longer than a
+    line is scored in lines of its own that do not overlap, as windows are, or, where there is no BOS, from the token
+    before; of a longer context the end is read. Requests are batched by length, in shapes that are multiples of 32, so
+    that few programs are compiled.
 
     Args:
       writer: the model and its tokenizer.
@@ -70,13 +71,14 @@ class Harnessed(LM):
                 "loglikelihood_rolling gives no source, which an EncoderDecoder needs; use a decoder"
             )
         lines = [self.writer.tokenizer.encode(*request.args) for request in requests]
+        before = 0 if self.writer.begins else 1
         parts = [
-            (index, line[first : first + self.length])
+            (index, (line[max(first - before, 0) : first], line[first : first + self.length]))
             for index, line in enumerate(lines)
             for first in range(0, len(line), self.length)
         ]
         nats = np.zeros(len(lines))
-        for (index, _), (own, _) in zip(parts, self._scored([([], part) for _, part in parts]), strict=True):
+        for (index, _), (own, _) in zip(parts, self._scored([part for _, part in parts]), strict=True):
             nats[index] += own
         return nats.tolist()
 
@@ -112,7 +114,14 @@ class Harnessed(LM):
         tokenizer = self.writer.tokenizer
         if not pairs:
             return iter(())
-        found = score(self.writer.model, pairs, bos=tokenizer.bos, pad=tokenizer.pad, rows=self.rows)
+        found = score(
+            self.writer.model,
+            pairs,
+            bos=tokenizer.bos,
+            pad=tokenizer.pad,
+            begins=self.writer.begins,
+            rows=self.rows,
+        )
         return zip(found.log_probability, found.greedy, strict=True)
 
     def _written(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ A run starts from them where gin binds it, in a file after `from experiments imp
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,20 +18,22 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments import bindings, configs, experiment
+from experiments import bindings, configs, experiment, folders
 from experiments.configs import ConfigError
 from experiments.experiment import Experiment
 from research.data.corpora import Factbook
 from research.data.layouts import Concatenate, InPlace, Split
 from research.data.objectives import CausalLM, Classification, MaskedLM, PrefixLM
 from research.data.pipeline import Data
-from research.data.tokenizers import Tokenizer, Vocabulary
+from research.data.pretrained import FromFile
+from research.data.subwords import Subwords
+from research.data.tokenizers import Tokenizer, TokenizerSource, Vocabulary
 from research.interop import pretrained
 from research.interop.architecture import differences, normal
 from research.interop.hub import Checkpoint
 from research.interop.tables import flat, path_of
 from research.interop.weights import WeightsError
-from research.models.families import EncoderConfig, EncoderDecoderConfig, FamilyConfig, Model
+from research.models.families import DecoderConfig, EncoderConfig, EncoderDecoderConfig, FamilyConfig, Model
 from research.training.checkpoints import Checkpoints
 from research.training.optimizers import AdamW
 
@@ -58,6 +61,13 @@ class Run:
     def tokenizer(self) -> Tokenizer:
         """The run's."""
         return experiment.tokenizer(self.planned.data, self.data_dir)
+
+    @property
+    def begins(self) -> bool:
+        """Whether its lines begin with BOS: all that are trained on do."""
+        record = Path(self.place) / "run.json"
+        converted = record.exists() and json.loads(record.read_text()).get("status") == folders.CONVERTED
+        return not converted or self.tokenizer().begins
 
     def config(self) -> str:
         """The run's."""
@@ -98,13 +108,32 @@ class Published:
         """What came with the weights.
 
         Raises:
-          ConfigError: nothing came.
+          ConfigError: nothing came, or a decoder's BOS or EOS is none of its tokens.
+          ValueError: it cannot be read.
         """
         if self.checkpoint.tokenizer is None:
             raise ConfigError(
                 f"{self.place}: no tokenizer there; put the model's tokenizer.json beside its weights"
             )
-        return self.checkpoint.tokenizer.ready((), self.data_dir)
+        found = self.checkpoint.tokenizer.ready((), self.data_dir)
+        if isinstance(self.model, DecoderConfig) and isinstance(found, Subwords):
+            for role in ("bos", "eos") if found.begins else ("eos",):
+                if getattr(found, role) in found.added:
+                    raise ConfigError(
+                        f"{self.place}: its files do not say which of its tokens is {role}; name it as {role}_token in "
+                        "tokenizer_config.json beside tokenizer.json"
+                    )
+        return found
+
+    @property
+    def source(self) -> TokenizerSource:
+        """The description of what came, or should have come, with the weights."""
+        return self.checkpoint.tokenizer or FromFile(path=self.place)
+
+    @property
+    def begins(self) -> bool:
+        """Whether its lines begin with BOS, as its tokenizer says."""
+        return self.tokenizer().begins
 
     def config(self) -> str:
         """An experiment with this model and data that suit its family."""
@@ -223,29 +252,42 @@ def tuning(
 
 
 class Loaded(NamedTuple):
-    """A model that was read: its configuration with the rows that its table has, its parameters, its tokenizer."""
+    """A model that was read: its configuration with the rows that its table has, and its parameters."""
 
     config: FamilyConfig
     params: Any
-    tokenizer: Tokenizer
 
     @property
     def model(self) -> Model:
         """The model itself."""
-        graph = nnx.graphdef(nnx.eval_shape(lambda: _built(self.config, self.tokenizer.vocab_size)))
+        rows = self.config.embedding.rows
+        assert rows is not None  # `loaded` says how many
+        graph = nnx.graphdef(nnx.eval_shape(lambda: _built(self.config, rows)))
         return nnx.merge(graph, self.params)
 
 
-def loaded(origin: Origin) -> Loaded:
-    """The model at a place, with a row for each id of its tokenizer."""
-    tokenizer = origin.tokenizer()
-    config = _with_rows(origin.model, max(origin.rows, tokenizer.vocab_size))
-    return Loaded(config, _fitted(origin.read(), origin, config, tokenizer.vocab_size), tokenizer)
+def loaded(origin: Origin, tokenizer: Tokenizer | None) -> Loaded:
+    """The model at a place, with a row for each id of its tokenizer, where there is one."""
+    rows = origin.rows if tokenizer is None else max(origin.rows, tokenizer.vocab_size)
+    config = _with_rows(origin.model, rows)
+    return Loaded(config, _fitted(origin.read(), origin, config, rows))
+
+
+def readable(origin: Origin) -> Tokenizer | None:
+    """The tokenizer at a place; None where there is none that can be read."""
+    try:
+        return origin.tokenizer()
+    except ValueError:
+        return None
 
 
 def suited(origin: Published) -> Experiment:
-    """An experiment with the model: default data of its family, in windows that its positions reach over."""
-    tokenizer, model = origin.tokenizer(), origin.model
+    """An experiment with the model: default data of its family, in windows that its positions reach over.
+
+    Its tokenizer may be one that cannot be read: another can be bound instead.
+    """
+    tokenizer, model = readable(origin), origin.model
+    ids = 0 if tokenizer is None else tokenizer.vocab_size
     if isinstance(model, EncoderConfig):
         objective, layout = MaskedLM(), InPlace()
     elif isinstance(model, EncoderDecoderConfig):
@@ -255,15 +297,13 @@ def suited(origin: Published) -> Experiment:
     limits = [stack.positions.limit for stack in experiment.stacks(model)]
     longest = max(layout.lengths(objective.limits(Data.window)).values())
     over = max(longest - min((limit for limit in limits if limit is not None), default=longest), 0)
-    source = origin.checkpoint.tokenizer
-    assert source is not None  # there is a tokenizer
     return Experiment(
-        model=_with_rows(model, max(origin.rows, tokenizer.vocab_size)),
+        model=_with_rows(model, max(origin.rows, ids)),
         data=Data(
             corpus=Factbook(),
             objective=objective,
             layout=layout,
-            tokenizer=source,
+            tokenizer=origin.source,
             window=Data.window - over,
         ),
         optimizer=AdamW(learning_rate=TUNING),
@@ -294,12 +334,20 @@ def fits(origin: Origin, data: Data) -> None:
 def _agree(
     origin: Origin, model: FamilyConfig, tokenizer: Tokenizer, differing: tuple[str, ...] = ()
 ) -> None:
-    theirs = origin.tokenizer()
-    if not _same_pieces(tokenizer, theirs):
+    same = isinstance(origin, Published) and getattr(tokenizer, "source", None) == origin.source
+    theirs = origin.tokenizer() if same else readable(origin)  # where there is none, another was bound
+    if theirs is not None and not _same_pieces(tokenizer, theirs):
         raise ConfigError(
             f"Data.tokenizer = {tokenizer}: the parameters in {origin.place} are of ids that stand for other text; "
             "bind their tokenizer"
         )
+    for role in ("bos", "eos"):
+        i, own = getattr(theirs, role, origin.rows), getattr(tokenizer, role)
+        if i < origin.rows and own != i:
+            raise ConfigError(
+                f"Data.tokenizer has the {role} {own}, but the parameters in {origin.place} are of a model with {i}; "
+                f"bind their tokenizer, or its {role}_token"
+            )
     rows, own = (
         max(origin.rows, tokenizer.vocab_size),
         model.embedding.table_rows(tokenizer.vocab_size),

@@ -62,9 +62,12 @@ class Writer:
     model: Model | Contrast
     tokenizer: Tokenizer
     limits: tuple[int, ...]  # of learned positions
+    begins: bool = True  # whether a decoder reads BOS before a prompt
 
     def read(self, lines: Sequence[Any], tokens: int) -> tuple[Tokens, Tokens | None]:
         """Ids of prompts as what the rows begin with and, for an encoder-decoder, the source.
+
+        A decoder that reads no BOS still begins with it where the prompt is empty.
 
         Raises:
           ValueError: a prompt is empty for an encoder, or longer than the model's positions reach.
@@ -75,7 +78,8 @@ class Writer:
             self._fits(max(map(len, lines)), 1 + tokens)
             source = line(lines, length=rounded(lines), given=False)
             return line([[self.tokenizer.bos]] * len(lines), given=False), source
-        lines = [np.concatenate([[self.tokenizer.bos], line]) for line in lines]
+        bos = [self.tokenizer.bos]
+        lines = [np.concatenate([bos, line]) if self.begins or not len(line) else line for line in lines]
         self._fits(max(map(len, lines)) + tokens)
         return line(lines, length=rounded(lines)), None
 
@@ -156,9 +160,11 @@ def load(origin: Origin) -> Writer:
       WeightsError: published weights that are not those of the model; a line for each name.
     """
     _goes_on(origin)
-    found = pretrained.loaded(origin)
+    tokenizer = origin.tokenizer()
+    found = pretrained.loaded(origin, tokenizer)
     limits = [stack.positions.limit for stack in experiment.stacks(found.config)]
-    return Writer(found.model, found.tokenizer, tuple(limit for limit in limits if limit is not None))
+    reach = tuple(limit for limit in limits if limit is not None)
+    return Writer(found.model, tokenizer, reach, origin.begins)
 
 
 def _goes_on(origin: Origin) -> None:
@@ -189,4 +195,4 @@ def held_against(expert: Writer, amateur: Writer, *, strength: float, plausible:
             f"--amateur_dir has the tokenizer {amateur.tokenizer}, the other model has {expert.tokenizer}: expected one"
         )
     pair = Contrast(expert.model, amateur.model, strength=strength, plausible=plausible)
-    return Writer(pair, expert.tokenizer, expert.limits + amateur.limits)
+    return Writer(pair, expert.tokenizer, expert.limits + amateur.limits, expert.begins)

@@ -10,13 +10,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_models import LLAMA, QUIET, VOCAB, command, gin_of, planned, published
 
-from experiments import configs, convert, experiment, pretrained
+from experiments import configs, convert, experiment, pretrained, writing
 from experiments.folders import RunError, RunFolder
 from research.attention.masks import Causal, Prefix, Sinks, Window
 from research.attention.positions import Learned, T5Bias
 from research.data.corpora import Factbook
 from research.data.layouts import Split
 from research.data.objectives import PrefixLM
+from research.data.pretrained import FromFile
 from research.data.subwords import tokenizer_json
 from research.data.tokenizers import Bytes, Symbols
 from research.interop import architecture, hub
@@ -121,7 +122,9 @@ T5 = EncoderDecoderConfig(
 
 
 def test_a_published_t5_starts_from_padding_and_its_encoder_reads_an_end(tmp_path):
-    origin = pretrained.opened(str(published(tmp_path / "t5", T5, architecture="t5")), None)
+    own = hub.open_folder(published(tmp_path / "t5", T5, architecture="t5"))
+    hub.export(own.model(), tmp_path / "t5", "t5", specials={"eos_token_id": Bytes().eos})
+    origin = pretrained.opened(str(tmp_path / "t5"), None)
     convert.to_run(origin, tmp_path / "run", QUIET)
     for one in (origin, pretrained.opened(str(tmp_path / "run"), None)):
         read = one.tokenizer()
@@ -140,6 +143,74 @@ def test_a_t5_of_ours_says_what_its_targets_begin_with(tmp_path):
     assert read.framed([70, 71]).tolist() == [70, 71]
 
 
+def renamed(place, **said):
+    """A published folder whose specials have names of their own, and what its files say of them."""
+    file = place / "tokenizer.json"
+    text = file.read_text().replace('"<s>"', '"<|begin|>"').replace('"</s>"', '"<|end|>"')
+    file.write_text(text)
+    (place / "tokenizer_config.json").write_text(json.dumps(said))
+    return pretrained.opened(str(place), None)
+
+
+def test_an_end_that_is_no_token_of_the_model_is_told(tmp_path):
+    place = published(tmp_path / "published")
+    assert renamed(place, bos_token="<|begin|>", eos_token="<|end|>").tokenizer().eos == Bytes().eos
+    for said, role in (
+        ({"bos_token": "<|begin|>"}, "eos"),
+        ({"eos_token": "<|end|>", "add_bos_token": True}, "bos"),
+    ):
+        with pytest.raises(configs.ConfigError, match=f"which of its tokens is {role}") as raised:
+            renamed(place, **said).tokenizer()
+        assert len(str(raised.value).splitlines()) == 1
+        one = pretrained.tuning(str(place), [], [], None)[0]
+        own = one.data.tokenizer.ready(())
+        with pytest.raises(configs.ConfigError, match=f"which of its tokens is {role}"):
+            one.init_from.check(one.model, own, None)
+    assert renamed(place, eos_token="<|end|>").tokenizer().begins is False
+
+
+def test_whether_lines_begin_with_bos_goes_with_the_model(tmp_path):
+    origin = renamed(published(tmp_path / "published"), bos_token="<|begin|>", eos_token="<|end|>")
+    convert.to_run(origin, tmp_path / "run", QUIET)
+    convert.to_hub(origin, tmp_path / "again", None, QUIET)
+    for place in ("published", "run", "again"):
+        writer = writing.load(pretrained.opened(str(tmp_path / place), None))
+        given, _ = writer.read(writer.encoded(["ab", ""]), 4)
+        first = Bytes().encode("a")[0]
+        assert sorted(row[row != Bytes().pad][0] for row in np.asarray(given.ids)) == [Bytes().bos, first]
+    (tmp_path / "run/run.json").write_text(
+        '{"status": "finished"}'
+    )  # trained here, where all lines begin with it
+    assert writing.load(pretrained.opened(str(tmp_path / "run"), None)).begins
+
+
+def test_a_tokenizer_with_other_specials_is_refused(tmp_path):
+    place = published(tmp_path / "published")
+    start = pretrained.Parameters(place=str(place))
+    for role in ("bos", "eos"):
+        other = FromFile(path=str(place), sentinels=28, **{f"{role}_token": "<mask>"}).ready(())
+        with pytest.raises(configs.ConfigError, match=f"has the {role} 3, but") as raised:
+            start.check(LLAMA, other, None)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_without_a_tokenizer_weights_are_exported_and_another_can_be_bound(tmp_path):
+    place = published(tmp_path / "published")
+    (place / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    origin = pretrained.opened(str(place), None)
+    assert convert.to_hub(origin, tmp_path / "again", None, QUIET) == "llama"
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (place / "model.safetensors").read_bytes()
+    assert not (tmp_path / "again/tokenizer.json").exists()
+    with pytest.raises(configs.ConfigError, match="no tokenizer there"):
+        convert.to_run(origin, tmp_path / "run", QUIET)
+    one = pretrained.tuning(str(place), [], [], None)[0]
+    with pytest.raises(ValueError, match="no tokenizer in"):
+        one.data.tokenizer.ready(())
+    bound = ["Data.tokenizer=@FromFile()", f"FromFile.path='{tmp_path / 'tokenizer.json'}'"]
+    one = pretrained.tuning(str(place), [], bound, None)[0]
+    one.init_from.check(one.model, one.data.tokenizer.ready(()), None)
+
+
 def test_a_converted_run_is_no_place_to_train_in(tmp_path):
     convert.to_run(pretrained.opened(str(published(tmp_path / "published")), None), tmp_path / "run", QUIET)
     record = json.loads((tmp_path / "run/run.json").read_text())
@@ -152,7 +223,7 @@ def test_a_converted_run_is_no_place_to_train_in(tmp_path):
 @pytest.mark.parametrize("tokenizer", [Bytes(), Bytes(sentinels=3)])
 def test_bytes_have_a_file_that_gives_the_same_ids(tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text(tokenizer_json(tokenizer))
-    source = convert._written(tokenizer, tmp_path)
+    source = convert._written(tokenizer, tmp_path, True)
     read = source.ready(())
     everything = bytes(range(256)).decode("latin-1") + "\u20ac <s> <pad>"
     ids = read.encode(everything)
@@ -207,17 +278,17 @@ def test_a_report_has_a_line_for_each_name_and_nothing_is_written(how, tmp_path)
 
 
 def test_the_first_architecture_that_can_say_a_model_is_taken_and_others_say_why_not(tmp_path):
-    found = pretrained.Loaded(LLAMA, _params(LLAMA), Bytes())
+    found = pretrained.Loaded(LLAMA, _params(LLAMA))
     assert convert.inferred(found) == "llama"
     windowed = dataclasses.replace(
         LLAMA, stack=dataclasses.replace(LLAMA.stack, pattern=(BlockSpec(window=Window(8)),))
     )
-    assert convert.inferred(pretrained.Loaded(windowed, _params(windowed), Bytes())) == "mistral"
+    assert convert.inferred(pretrained.Loaded(windowed, _params(windowed))) == "mistral"
     sunk = dataclasses.replace(LLAMA, stack=dataclasses.replace(LLAMA.stack, sinks=True))
     with pytest.raises(
         configs.ConfigError, match=r"llama cannot say StackConfig\.sinks = True \(only False\)"
     ) as raised:
-        convert.inferred(pretrained.Loaded(sunk, _params(sunk), Bytes()))
+        convert.inferred(pretrained.Loaded(sunk, _params(sunk)))
     assert "\n" not in str(raised.value)
 
 
