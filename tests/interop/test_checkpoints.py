@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
 
+from experiments import pretrained, writing
 from research.attention.masks import Slots
 from research.batch import Batch, Tokens
 from research.data.catalog import CatalogError
@@ -110,6 +111,23 @@ def test_smollm2_text(smollm2):
             )[0]
         assert len(expected) == len(ids) + 64
         assert row[: len(expected)].tolist() == expected.tolist()
+
+
+def test_smollm2_text_by_the_command_line_s_writer(smollm2):
+    """The file says that no BOS is put before a text."""
+    model, tokenizer, theirs, _ = smollm2
+    assert (tokenizer.bos, tokenizer.begins) == (1, False)
+    writer = writing.load(pretrained.opened("smollm2", None))
+    how, keys = Generation(tokens=64, choice=Greedy()), jax.random.split(jax.random.key(0), len(PROMPTS))
+    theirs.generation_config.eos_token_id = None
+    for text, (found,) in zip(PROMPTS, writer.texts(PROMPTS, keys, how, 1), strict=True):
+        given = torch.from_numpy(tokenizer.encode(text))[None].long()
+        with torch.inference_mode():
+            mask = torch.ones_like(given)
+            ids = theirs.generate(
+                given, attention_mask=mask, do_sample=False, max_new_tokens=64, pad_token_id=0
+            )
+        assert found.text == tokenizer.decode(ids[0, given.shape[1] :].numpy())
 
 
 def texts():
