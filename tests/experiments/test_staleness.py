@@ -171,8 +171,8 @@ def test_a_run_that_other_code_began_begins_anew_unless_it_measured_the_same(pro
             edit(
                 project,
                 "research/models/layers.py",
-                "scale=config.features**-0.5",
-                "scale=0.9 * config.features**-0.5",
+                "scale=config.attention_scale",
+                "scale=0.9 * config.attention_scale",
             )
         else:
             edit(project, "research/attention/core.py", "needs_lse", "wants_lse")
