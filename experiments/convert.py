@@ -33,6 +33,7 @@ from research.interop import architecture as published
 from research.interop import hub
 from research.interop.weights import Spec, Weights
 from research.models.families import Model
+from research.models.paths import named
 from research.training.checkpoints import Checkpoints, Keep
 
 FLAGS = flags.FLAGS
@@ -140,7 +141,7 @@ def inferred(found: pretrained.Loaded) -> str:
     said = []
     for name in hub.written():
         try:
-            hub.described(found.config, hub.flat(found.params), hub.ARCHITECTURES[name])
+            hub.described(found.config, named(found.params), hub.ARCHITECTURES[name])
         except published.ConfigError as error:
             said.append(str(error))
         else:

@@ -31,9 +31,9 @@ from research.data.tokenizers import Tokenizer, TokenizerSource, Vocabulary
 from research.interop import pretrained
 from research.interop.architecture import differences, normal
 from research.interop.hub import Checkpoint
-from research.interop.tables import flat, path_of
 from research.interop.weights import WeightsError
 from research.models.families import DecoderConfig, EncoderConfig, EncoderDecoderConfig, FamilyConfig, Model
+from research.models.paths import named, path_of
 from research.training.checkpoints import Checkpoints
 from research.training.optimizers import AdamW
 
@@ -377,12 +377,12 @@ def _same_pieces(one: Tokenizer, other: Tokenizer) -> bool:
 
 def _fitted(params: Any, origin: Origin, model: FamilyConfig, vocab: int) -> Any:
     """The parameters as a model with so many tokens has them, rows added where its table has more."""
-    found = flat(params)
+    found = named(params)
     del params  # an array that grows is not needed beside what it becomes
     abstract = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(_built(model, vocab))))
     grows = (origin.rows, model.embedding.table_rows(vocab))
     lines, made = [], {}
-    for path, leaf in flat(abstract).items():
+    for path, leaf in named(abstract).items():
         if path not in found:
             lines.append(f"{origin.place}: missing {path} {list(leaf.shape)}")
             continue
@@ -421,7 +421,7 @@ def _fingerprint(place: str, data_dir: str | None) -> str:
 def hash_of(params: Any) -> str:
     """sha256 (hex) of arrays and their paths."""
     digest = hashlib.sha256()
-    for path, leaf in sorted(flat(params).items()):
+    for path, leaf in sorted(named(params).items()):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
         digest.update(array.data)

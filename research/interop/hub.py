@@ -14,9 +14,9 @@ from research.data.pretrained import FORMATS, FromFile
 from research.data.tokenizers import TokenizerSource
 from research.interop import bert, chatglm, glm, gpt2, llama, t5, tables, transformer_xl, weights
 from research.interop.architecture import Architecture, ConfigError, Settings, inexpressible, normal
-from research.interop.tables import flat, path_of
 from research.interop.weights import Weights
 from research.models.families import FamilyConfig, Model
+from research.models.paths import named, path_of
 
 ARCHITECTURES: dict[str, Architecture] = {
     one.name: one
@@ -67,7 +67,7 @@ class Checkpoint:
         """
         abstract = jax.eval_shape(lambda: self.config.build(vocab=self.vocab, key=jax.random.key(0)))
         graph, state = nnx.split(abstract)
-        shapes = flat(nnx.to_pure_dict(state))
+        shapes = named(nnx.to_pure_dict(state))
         table = self.architecture.table(self.config, self.weights)
         copies = self.architecture.repeated(table, self.weights)
         tables.check(table, self.weights, shapes, ignored=self.architecture.ignores, copies=copies)
@@ -139,7 +139,7 @@ def export(
       ConfigError: the architecture cannot say what the config does.
     """
     folder, one = Path(folder).expanduser(), ARCHITECTURES[architecture]
-    config, values = described(model.config, params := flat(nnx.to_pure_dict(nnx.state(model))), one)
+    config, values = described(model.config, params := named(nnx.to_pure_dict(nnx.state(model))), one)
     folder.mkdir(parents=True, exist_ok=True)
     table = one.table(config)
     specs, arrays = tables.specs(table, params, dtype), tables.write(table, params)

@@ -240,16 +240,6 @@ def write(table: Table, params: Mapping[str, Any]) -> Iterator[np.ndarray]:
         yield form.write(*(_part(whole, place) for place in ours))
 
 
-def path_of(path: tuple[Any, ...]) -> str:
-    """The path of a leaf, its parts joined by slashes."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def flat(params: Any) -> dict[str, Any]:
-    """The leaves of a tree by path."""
-    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-
-
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     """A float32 array that JAX takes on a CPU as it is; others it copies."""
     size = int(np.prod(shape)) * 4

@@ -21,8 +21,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from research.training.checksums import checksums, crc32, named
-from research.training.optimizers import path_of
+from research.models.paths import named, path_of
+from research.training.checksums import checksums, crc32
 from research.training.orbax_errors import cause
 
 Value = TypeVar("Value")

@@ -8,12 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from research.training.optimizers import path_of
-
-
-def named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their paths, parts joined by slashes."""
-    return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+from research.models.paths import named
 
 
 def checksums(tree: Any) -> dict[str, Array]:

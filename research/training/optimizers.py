@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import jax
 import optax
 
+from research.models.paths import named, path_of
 from research.training.schedules import Constant, Cosine, Linear, Schedule
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "Muon",
     "Optimizer",
     "Schedule",
-    "path_of",
     "per_layer",
 ]
 
@@ -114,9 +114,7 @@ class Optimizer:
             rule = optax.partition({"frozen": optax.set_to_zero(), "trained": rule}, labels)
 
         def init(params: Any) -> Any:
-            self._check_paths(
-                {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-            )
+            self._check_paths(named(params))
             return rule.init(params)
 
         return optax.GradientTransformationExtraArgs(init, rule.update)
@@ -360,11 +358,6 @@ def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformati
         return tuple(jax.tree.map(lambda _, pair, part=part: pair[part], updates, both) for part in (0, 1))
 
     return optax.GradientTransformation(init, update)
-
-
-def path_of(path: tuple[Any, ...]) -> str:
-    """The path of a leaf, its parts joined by slashes."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _labels(pattern: str, matching: Any = True, rest: Any = False) -> Callable[[Any], Any]:

@@ -13,10 +13,11 @@ from jaxtyping import Array, Float
 
 from research.batch import Batch
 from research.models.families import EncoderDecoderConfig, FamilyConfig, Model
+from research.models.paths import path_of
 from research.models.stack import Stack
 from research.training import hyperparameters
 from research.training.losses import token_loss
-from research.training.optimizers import Optimizer, path_of
+from research.training.optimizers import Optimizer
 from research.training.precision import LossScale
 
 Metrics = dict[str, Array]

@@ -21,10 +21,10 @@ from research.data.pretrained import FromFile
 from research.data.subwords import tokenizer_json
 from research.data.tokenizers import Bytes, Symbols
 from research.interop import architecture, hub
-from research.interop.tables import flat
 from research.interop.weights import WeightsError
 from research.models.config import BlockSpec, EmbeddingConfig, StackConfig
 from research.models.families import DecoderConfig, EncoderDecoderConfig
+from research.models.paths import named
 
 LOCAL = StackConfig(
     layers=2,
@@ -38,7 +38,7 @@ TWO = EncoderDecoderConfig(
 
 
 def same(one, other):
-    first, second = flat(one), flat(other)
+    first, second = named(one), named(other)
     assert first.keys() == second.keys()
     for path, leaf in first.items():
         assert np.asarray(leaf).tobytes() == np.asarray(second[path]).tobytes(), path

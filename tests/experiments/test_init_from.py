@@ -24,9 +24,9 @@ from research.generation.engine import Generation, Greedy
 from research.interop.annalog import ANNALOG
 from research.interop.architecture import Settings
 from research.interop.hub import ARCHITECTURES, Checkpoint
-from research.interop.tables import flat
 from research.interop.weights import Arrays
 from research.models.config import EmbeddingConfig
+from research.models.paths import named
 from research.training.loop import Plan
 from research.training.optimizers import AdamW
 
@@ -179,11 +179,11 @@ def test_another_model_is_refused_with_what_differs(place, model, said, tmp_path
 
 def test_dropout_and_how_it_is_computed_may_differ_and_what_is_said_to(place):
     folder, one, _ = place
-    same = flat(experiment.started(tuned(one, folder / "hub"), None))
+    same = named(experiment.started(tuned(one, folder / "hub"), None))
     other = stack(dropout=0.1, attention_dropout=0.2, dtype="bfloat16", remat="full")
     prefix = dataclasses.replace(other, mask=Prefix())
     start = Parameters(place=str(folder / "hub"), differing=("DecoderConfig.mask",))
-    found = flat(experiment.started(dataclasses.replace(one, model=prefix, init_from=start), None))
+    found = named(experiment.started(dataclasses.replace(one, model=prefix, init_from=start), None))
     for path, leaf in same.items():
         np.testing.assert_array_equal(leaf, found[path])
 

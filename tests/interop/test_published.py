@@ -22,10 +22,11 @@ from research.attention.masks import Prefix, Window
 from research.attention.positions import DynamicNTK, Interpolation, Learned, Llama3, Rotary, T5Bias, YaRN
 from research.interop import hub, weights
 from research.interop.architecture import ConfigError, Settings, normal
-from research.interop.tables import flat, half_rotated
+from research.interop.tables import half_rotated
 from research.interop.weights import WeightsError
 from research.models.config import BlockSpec, EmbeddingConfig, StackConfig
 from research.models.families import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from research.models.paths import named
 
 VOCAB = 23
 
@@ -99,7 +100,7 @@ def filled(config, seed=0):
 
 
 def params_of(model):
-    return {path: np.asarray(leaf) for path, leaf in flat(nnx.to_pure_dict(nnx.state(model))).items()}
+    return {path: np.asarray(leaf) for path, leaf in named(nnx.to_pure_dict(nnx.state(model))).items()}
 
 
 def same(ours, theirs):

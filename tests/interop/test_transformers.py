@@ -21,8 +21,8 @@ from research.batch import Batch, Tokens  # noqa: E402
 from research.generation import engine  # noqa: E402
 from research.generation.engine import Generation, Greedy, prompt  # noqa: E402
 from research.interop import hub  # noqa: E402
-from research.interop.tables import flat  # noqa: E402
 from research.models.families import EncoderConfig  # noqa: E402
+from research.models.paths import named  # noqa: E402
 
 VOCAB, NEW, SIZES = 41, 16, (12, 7, 9)
 TOLERANCE = {"rtol": 0, "atol": 2e-4}
@@ -196,7 +196,7 @@ def read(folder):
 
 
 def params_of(model):
-    return {path: np.asarray(leaf) for path, leaf in flat(nnx.to_pure_dict(nnx.state(model))).items()}
+    return {path: np.asarray(leaf) for path, leaf in named(nnx.to_pure_dict(nnx.state(model))).items()}
 
 
 def lines(seed=0):

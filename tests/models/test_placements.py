@@ -15,7 +15,7 @@ from research.attention.recurrence import Recurrent
 from research.batch import Batch, Tokens
 from research.models.config import BIASED, BlockSpec, EmbeddingConfig, StackConfig
 from research.models.families import DecoderConfig, EncoderDecoderConfig
-from research.training.optimizers import path_of
+from research.models.paths import path_of
 
 VOCAB, WIDTH, ROWS, LENGTH = 23, 16, 2, 14
 STACK = StackConfig(layers=2, width=WIDTH, heads=4, kv_heads=2, hidden=24)

@@ -17,8 +17,8 @@ from research.generation.engine import Generation, Greedy, Sample, prompt
 from research.generation.noise import noisy
 from research.models.config import EmbeddingConfig, StackConfig
 from research.models.families import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from research.models.paths import path_of
 from research.training import optimizers
-from research.training.optimizers import path_of
 from research.training.step import Trainer
 
 VOCAB, WIDTH, ROWS, LENGTH = 30, 16, 2, 15

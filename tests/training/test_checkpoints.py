@@ -20,8 +20,9 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from research.models.paths import named
 from research.training.checkpoints import CheckpointError, Checkpoints, Keep
-from research.training.checksums import checksums, named
+from research.training.checksums import checksums
 
 ROOT = Path(__file__).parents[2]
 SLOW = pytest.mark.slow

@@ -14,6 +14,7 @@ from research.attention.masks import Slots
 from research.batch import Batch, Tokens
 from research.models.config import BlockSpec, StackConfig
 from research.models.families import DecoderConfig
+from research.models.paths import path_of
 from research.training import hyperparameters
 from research.training.optimizers import (
     SGD,
@@ -25,7 +26,6 @@ from research.training.optimizers import (
     Lion,
     Muon,
     Optimizer,
-    path_of,
 )
 
 SLOW = pytest.mark.slow

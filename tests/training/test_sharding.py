@@ -24,9 +24,10 @@ from research.attention.positions import Relative, T5Bias
 from research.attention.recurrence import Recurrent
 from research.models.config import EmbeddingConfig
 from research.models.families import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from research.models.paths import path_of
 from research.training.checkpoints import Checkpoints
 from research.training.ensemble import Ensemble, Solo
-from research.training.optimizers import Adafactor, AdamW, Muon, path_of
+from research.training.optimizers import Adafactor, AdamW, Muon
 from research.training.sharding import Parallelism, Placement
 from research.training.step import Recipe, Trainer
 

@@ -25,6 +25,7 @@ from research.attention.positions import T5Bias
 from research.batch import Batch, Tokens
 from research.models.config import BlockSpec, StackConfig
 from research.models.families import DecoderConfig
+from research.models.paths import path_of
 from research.training import loop, losses, optimizers
 from research.training.checkpoints import CheckpointError, Keep
 from research.training.step import Trainer
@@ -85,7 +86,7 @@ def test_one_step_of_scanned_layers_is_one_step_of_unrolled_layers(optimizer):
 
 def test_weight_decay_goes_by_path():
     params = trainer(optimizers.AdamW()).initial(jax.random.key(0)).params
-    paths = [optimizers.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     decayed = {path for path in paths if optimizers.re.search(optimizers.DECAYED, path)}
     assert {path.rsplit("/", 1)[-1] for path in decayed} == {"kernel", "table"}
     assert all("norm" in path for path in set(paths) - decayed)
