@@ -1,5 +1,5 @@
 # Two commands: `make run` and `make test`. Each sets up what it needs; a second call does no work twice.
-# `make test-aot` compiles for TPUs without one; `make test-gpu` runs the attention tests on an NVIDIA GPU;
+# `make test-aot` compiles for TPUs without one; `make test-gpu` runs attention, training and generation on an NVIDIA GPU;
 # `make test-browser` reads the report in the system's Chromium.
 PYTHON ?= python3
 VENV ?= .venv
@@ -36,7 +36,8 @@ test-parity: .venv-parity/.done
 		tests/interop/test_transformers.py
 
 test-gpu: .venv-gpu/.done
-	JAX_PLATFORMS=cuda JAX_DEFAULT_MATMUL_PRECISION=highest .venv-gpu/bin/python -m pytest tests/attention
+	JAX_PLATFORMS=cuda JAX_DEFAULT_MATMUL_PRECISION=highest XLA_PYTHON_CLIENT_PREALLOCATE=false \
+		.venv-gpu/bin/python -m pytest tests/attention tests/gpu
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,5 +1,7 @@
 """How a benchmark shows and keeps what it measured: one table, on the screen and, with --out, as JSON and markdown."""
 
+import contextlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -16,6 +18,29 @@ from rich.table import Table
 from experiments import start
 
 OUT = flags.DEFINE_string("out", "", "folder for the table as .json and .md; empty: only print")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def accelerator() -> dict[str, str]:
+    """The device that is not a CPU and what its kernels come from; nothing on a CPU."""
+    if jax.default_backend() == "cpu":
+        return {}
+    found = versions("jax", "torch", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
+    return {"device": jax.devices()[0].device_kind, **found}
+
+
+def conditions(**about: Any) -> list[str]:
+    """The line below a table of an accelerator that says what it was made with, and with what of `about`."""
+    facts = accelerator()
+    return [", ".join(f"{name} {value}" for name, value in {**facts, **about}.items()) + "."] if facts else []
 
 
 def publish(
@@ -50,6 +75,7 @@ def publish(
             "python": platform.python_version(),
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
+            **accelerator(),
             "machine": platform.machine(),
             "cpus": os.cpu_count(),
             **start.settings(),

@@ -8,11 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import experiment, running
+from experiments import configs, experiment, folders, running, scoring
+from experiments.experiment import Experiment
 from experiments.folders import InUse
-from experiments.study import Study
-from research.analysis import results
-from research.analysis.claims import declared
+from experiments.stages import Stage
+from experiments.study import Study, require_rates
+from research.analysis import readings, results
 from research.analysis.results import Row
 from research.training import loop
 
@@ -22,7 +23,8 @@ Outcome = float | Exception  # a held-out loss, or why there is none
 @dataclasses.dataclass(frozen=True, eq=False)  # a study has no hash, and a cell is a key
 class Cell:
     """One arm with one seed; `runs` and `rows` are the folders of run folders and of rows. `again`: a row that is stale
-    does not count.
+    does not count. `followers`: the arms that start from it, the one that was asked for first; where there are some, a
+    row is not enough without the trained parameters.
     """
 
     study: Study
@@ -32,6 +34,7 @@ class Cell:
     rows: Path
     data_dir: str | None
     again: bool = False
+    followers: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -39,19 +42,42 @@ class Cell:
         return f"{self.arm} seed {self.seed}"
 
     @functools.cached_property
+    def _planned(self) -> tuple[Experiment, str]:
+        return self.study.experiment(self.arm, self.seed, self.data_dir)
+
+    @functools.cached_property
+    def base(self) -> "Cell | None":
+        """The cell whose trained parameters it starts from.
+
+        Raises:
+          ConfigError: there is no such arm, it starts from this one, or has not this seed or no learning rate.
+        """
+        start = self._planned[0].init_from
+        if not isinstance(start, Stage):
+            return None
+        chain = (*self.followers, self.arm)
+        _check_base(self.study, chain, start.arm, self.seed)
+        return dataclasses.replace(self, arm=start.arm, followers=chain)
+
+    @functools.cached_property
     def job(self) -> running.Job:
         """What there is to run; the name of its folder and its row says which experiment it is, of which data."""
-        planned, config = self.study.experiment(self.arm, self.seed, self.data_dir)
+        planned, config = self._planned
+        if self.base is not None:
+            base: dict[str, Any] = {"base": self.base.job.planned, "place": str(self.base.job.folder)}
+            assert isinstance(planned.init_from, Stage)
+            planned = dataclasses.replace(planned, init_from=dataclasses.replace(planned.init_from, **base))
         key = experiment.key(planned, self.data_dir)
         return running.Job(
             planned,
             config,
             self.runs / f"{self.arm}-s{self.seed}-{key[:12]}",
             self.title,
-            self.study.table.evaluations,
+            self.study.evaluations(self.arm),
             self.again,
+            bool(self.followers),
             True,
-            declared(self.study.table.claims, self.study.table.seeds[self.study.scale]),
+            self.study.rules,
         )
 
     @property
@@ -66,12 +92,42 @@ class Cell:
 
     @property
     def row(self) -> Row | None:
-        """That row if nothing is left to do: it has all evaluations and need not be run again."""
+        """`measured` if nothing is left to do."""
+        gone = self.followers and not folders.trained(self.job.folder)
+        return None if gone else self.measured
+
+    @property
+    def measured(self) -> Row | None:
+        """The row that is saved, if it has all evaluations and need not be run again."""
         row = self.saved
         if row is None or (self.again and row.code["stale"]):
             return None
-        made = {name: experiment.hash_of(value) for name, value in self.job.evaluations.items()}
+        made = scoring.hashes(self.job.evaluations)
         return row if made.items() <= dict(row.evaluations).items() else None
+
+
+def _check_base(planned: Study, chain: Sequence[str], base: str, seed: int) -> None:
+    """ConfigError where the last arm of the chain, each of which is what the one before starts from, cannot start from
+    that one.
+    """
+    arm, name = chain[-1], planned.name
+    where = f"configs/{name}/{planned.file(arm)}.gin"
+    if base not in planned.compared:
+        raise configs.ConfigError(
+            f"arm {arm} of study {name} starts from {base!r}, which is none of its arms; change stages.Stage.arm in "
+            f"{where}{readings.meant(base, planned.compared)}"
+        )
+    if base in chain:
+        raise configs.ConfigError(
+            f"arm {base} of study {name} would start from itself ({' from '.join((*chain, base))}); change "
+            f"stages.Stage.arm in {where}"
+        )
+    if seed not in planned.seeds_of(base):
+        raise configs.ConfigError(
+            f"arm {arm} of study {name} starts from {base}, which does not run seed {seed} at scale {planned.scale}; "
+            f"let it run as many seeds, see Table.fewer in configs/{name}/study.gin"
+        )
+    require_rates(planned, [base])
 
 
 def of(
@@ -85,7 +141,9 @@ def of(
 ) -> list[Cell]:
     """The cells of these arms; the rows lie in `results_dir`, the runs in `runs_dir`, by study and scale."""
     rows, runs = Path(results_dir) / study.folder / "cells", Path(runs_dir) / study.folder
-    return [Cell(study, arm, seed, runs, rows, data_dir, again) for arm in arms for seed in study.seeds]
+    return [
+        Cell(study, arm, seed, runs, rows, data_dir, again) for arm in arms for seed in study.seeds_of(arm)
+    ]
 
 
 def sound(cells: Sequence[Cell]) -> tuple[list[Cell], dict[Cell, Exception]]:
@@ -166,8 +224,11 @@ def _saved(cell: Cell, result: running.Result, *, timed: bool) -> Outcome:
 def save(cell: Cell, result: running.Result, *, timed: bool) -> float:
     """Save a cell's row, in place of an earlier row of the same arm and seed; its held-out loss.
 
-    A run again of the same experiment gives the same numbers, which were known before: the rules of then stay.
+    A run again of the same experiment gives the same numbers, which were known before: the rules of then stay, and so
+    does the whole row where only the parameters were gone.
     """
+    if cell.followers and (known := cell.measured) is not None:
+        return known.value("metrics.loss")
     # Memory is the process's, which has run other cells before.
     timing = {**result["timing"], "peak_memory_bytes": None} if timed else dict.fromkeys(result["timing"])
     fields: dict[str, Any] = {**result, "timing": timing}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments import cells, configs, running, staleness
+from experiments import cells, configs, lineage, running, staleness
 from experiments.cells import Cell
 from experiments.study import Study
 from research.analysis import readings, results, statistics, tables
@@ -15,7 +15,7 @@ from research.analysis.results import Row
 from research.training import loop
 
 TOLERANCE = 1e-4  # relative, of a loss on the same versions and the same kind of machine
-SAME = ("python", "jax", "flax", "platform", "device", "processor", "attention", "matmul_precision")
+SAME = ("python", "jax", "flax", "platform", "device", "processor", "cores", "attention", "matmul_precision")
 
 
 def trace(planned: Study, rows: Sequence[Row], cell: str) -> Iterator[str]:
@@ -39,9 +39,9 @@ def trace(planned: Study, rows: Sequence[Row], cell: str) -> Iterator[str]:
             f"--trace={cell}: {column!r} is no number of a row, expected one of {list(tables.MEASURES)} or a path such "
             f"as metrics.loss{readings.meant(column, tables.MEASURES)}"
         ) from None
-    own = results.select(rows, [arm], planned.seeds)
+    own = results.select(rows, [arm], planned.seeds_of(arm))
     found = {row.seed: row for row in own}
-    for seed in planned.seeds:
+    for seed in planned.seeds_of(arm):
         if seed not in found:
             yield f"seed {seed}  missing"
             continue
@@ -91,15 +91,17 @@ def check(
         for cell in _named(every, broken, names):
             row = cell.row
             assert row is not None
-            job = dataclasses.replace(dataclasses.replace(cell, runs=Path(apart)).job, replayed=False)
             try:
-                result = running.run(job, data_dir=data_dir, console=console)
+                result = _again(dataclasses.replace(cell, runs=Path(apart)), data_dir, console)
             except loop.Diverged as error:
                 failed.append(f"{error}, but its row has loss {row.value('metrics.loss'):.6f}")
                 continue
             before, after = row.value("metrics.loss"), result["metrics"]["loss"]
+            # Of an old row some are not known.
             differing = [
-                name for name in SAME if row.environment.get(name) != result["environment"].get(name)
+                name
+                for name in SAME
+                if name in row.environment and row.environment[name] != result["environment"][name]
             ]
             others = [one.row for one in every if one.arm == cell.arm]
             low, high, why = _bounds(before, [one.value("metrics.loss") for one in others if one], differing)
@@ -108,6 +110,14 @@ def check(
             console.print(f"{said}: {'agrees' if agrees else 'differs'}", highlight=False)
             failed += [] if agrees else [said]
     return failed
+
+
+def _again(cell: Cell, data_dir: str | None, console: Console) -> running.Result:
+    """What a run of the cell measures, after runs of what it starts from."""
+    *first, last = (dataclasses.replace(one.job, replayed=False) for one in lineage.needed([cell]))
+    for job in first:
+        running.run(job, data_dir=data_dir, console=console)
+    return running.run(last, data_dir=data_dir, console=console)
 
 
 def _bounds(before: float, losses: Sequence[float], differing: Sequence[str]) -> tuple[float, float, str]:

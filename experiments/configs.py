@@ -32,6 +32,7 @@ TARGETS = {
     "generate": "experiments.writing",
     "evaluate": "experiments.evaluating",
     "Parameters": "experiments.pretrained",
+    "Stage": "experiments.stages",
 }
 _TOWER = BeartypeConf(is_pep484_tower=True)  # an int will do where a float is expected
 
@@ -46,6 +47,7 @@ def load(
     bindings: Sequence[str] = (),
     *,
     base: Sequence[str] = (),
+    replaced: Sequence[str] = (),
 ) -> Any:
     """What `target` returns when called as gin files and bindings say.
 
@@ -54,6 +56,7 @@ def load(
       files: gin files, read in order; relative to the working folder or to the project.
       bindings: gin bindings, e.g. "train.steps=200", over the files'.
       base: gin text that they change; of its bindings some may fall out of use.
+      replaced: names of classes that files may bind although `bindings` put something else in their place.
 
     Raises:
       ConfigError: a missing file, a typo, a wrong type, a missing value or an unused binding.
@@ -70,7 +73,11 @@ def load(
     except Exception as error:
         raise ConfigError(_explain(error)) from error
     _check_tree(built)
-    unused = [binding for binding in _unused_bindings() if binding not in spared]
+    unused = [
+        binding
+        for binding in _unused_bindings()
+        if binding not in spared and binding[1].rpartition(".")[2] not in replaced
+    ]
     if unused:
         raise ConfigError(
             f"gin binding {_shown(*unused[0])} is used by nothing in this experiment; "

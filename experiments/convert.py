@@ -23,9 +23,9 @@ from absl import app, flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from experiments import bindings, folders, pretrained, start
+from experiments import bindings, folders, origins, pretrained, start
 from experiments.configs import ConfigError
-from experiments.pretrained import Origin, Published, Run
+from experiments.origins import Origin, Published, Run
 from research.data.pretrained import FromFile
 from research.data.subwords import tokenizer_json
 from research.data.tokenizers import Tokenizer, Vocabulary
@@ -93,7 +93,7 @@ def to_run(origin: Published, out: Path, console: Console) -> None:
     tokenizer = origin.tokenizer()
     with _watched(origin, console) as watched:
         found = pretrained.loaded(watched, tokenizer)
-    planned = pretrained.suited(origin)
+    planned = origins.suited(origin)
     out.mkdir(parents=True, exist_ok=True)
     source = _written(tokenizer, out, origin.begins) or planned.data.tokenizer
     planned = dataclasses.replace(planned, data=dataclasses.replace(planned.data, tokenizer=source))
@@ -105,6 +105,8 @@ def to_run(origin: Published, out: Path, console: Console) -> None:
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "source": origin.place,
             "fingerprint": pretrained.hash_of(found.params),
+            "scores_tokens": origin.scores_tokens,
+            "language": origin.language,
             **folders.commit(),
         }
         folders.replace(out / "run.json", folders.text_of(record))
@@ -118,7 +120,7 @@ def to_hub(origin: Origin, out: Path, architecture: str | None, console: Console
     Raises:
       ConfigError: no architecture, or not the one that is asked for, can say what the model is.
     """
-    tokenizer = pretrained.readable(origin)
+    tokenizer = origins.readable(origin)
     with _watched(origin, console) as watched:
         found = pretrained.loaded(watched, tokenizer)
     name = architecture or inferred(found)
@@ -215,7 +217,7 @@ def main(argv: list[str]) -> int:
     console = start.console()
     given, wanted = FLAGS["from"].value, FLAGS.to
     try:
-        origin, out = pretrained.opened(FLAGS.source, FLAGS.data_dir), Path(FLAGS.out).expanduser()
+        origin, out = origins.opened(FLAGS.source, FLAGS.data_dir), Path(FLAGS.out).expanduser()
         there = kind(origin)
         if given not in (None, there):
             raise ConfigError(f"--from={given}: {FLAGS.source} is of the kind {there}; leave the flag out")

@@ -9,9 +9,11 @@ from pathlib import Path
 from absl import app, flags
 from rich.table import Table
 
-from experiments import evaluating, folders, pretrained, replays, start
+from experiments import evaluating, folders, origins, replays, start
 
 FLAGS = flags.FLAGS
+
+ANYWHERE = "likelihood,positions"  # what can be measured of any model on any data
 
 
 def main(argv: list[str]) -> int:
@@ -20,12 +22,13 @@ def main(argv: list[str]) -> int:
         return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --evals=...")
     start.process()
     try:
-        origin = pretrained.chosen(FLAGS.run_dir, FLAGS.init_from, FLAGS.data_dir)
+        origin = origins.chosen(FLAGS.run_dir, FLAGS.init_from, FLAGS.data_dir)
         measuring, config = evaluating.load(origin, FLAGS.gin_file, FLAGS.gin_param)
-        known, where = measuring.evaluations, "configs/evaluations.gin"
+        known, where, names = measuring.evaluations, "configs/evaluations.gin", ANYWHERE
         if FLAGS.study:
-            known, where = evaluating.of_study(FLAGS.study), f"configs/{FLAGS.study}/study.gin"
-        evaluations = evaluating.chosen(known, FLAGS.evals or ",".join(known), where)
+            known, first = evaluating.of_study(FLAGS.study)
+            where, names = f"configs/{FLAGS.study}/study.gin", ",".join(first)
+        evaluations = evaluating.chosen(known, FLAGS.evals or names, where)
         found = evaluating.measure(origin, measuring.experiment, evaluations, FLAGS.data_dir)
         if FLAGS.out:
             record = {**found.record, "config": config, "metrics": found.scores}
@@ -45,7 +48,9 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     flags.DEFINE_string("run_dir", None, "folder of a training run")
     flags.DEFINE_string("init_from", None, "or a Hugging Face folder, a .gguf file or a name of the catalog")
-    flags.DEFINE_string("evals", "", "names of evaluations with commas between (default: all)")
+    flags.DEFINE_string(
+        "evals", "", f"names of evaluations with commas between (default: {ANYWHERE}, or all of --study)"
+    )
     flags.DEFINE_string("study", "", "take the evaluations of this study, as its study.gin has them")
     flags.DEFINE_multi_string("gin_file", [], "gin file over the model's config; repeat it")
     flags.DEFINE_multi_string("gin_param", [], 'gin binding, e.g. "Data.held_out=64"; repeat it')

@@ -8,15 +8,15 @@ configs/evaluations.gin names the evaluations that there are. What is bound over
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from experiments import configs, experiment, machine, pretrained, replays, study
+from experiments import configs, experiment, machine, pretrained, scoring, study
 from experiments.experiment import Experiment
-from experiments.pretrained import Origin, Parameters
+from experiments.origins import Origin
+from experiments.pretrained import Parameters
 from research.data.subwords import Trained as TrainedTokenizer
 from research.evaluation.trained import Evaluation, Trained
 from research.training.ensemble import Solo
@@ -80,18 +80,19 @@ def chosen(evaluations: Mapping[str, Evaluation], names: str, where: str) -> dic
     return {name: evaluations[name] for name in names.split(",")}
 
 
-def of_study(name: str) -> dict[str, Evaluation]:
-    """The evaluations of a study, as its study.gin has them.
+def of_study(name: str) -> tuple[dict[str, Evaluation], tuple[str, ...]]:
+    """The evaluations of a study, as its study.gin has them, and the names of those of its first comparison.
 
     Raises:
       ConfigError: there is no such study, or it has none.
     """
-    found = study.declared(name).evaluations
+    table = study.declared(name)
+    found, first = table.evaluations, next(iter(table.compared), "")
     if not found:
         raise configs.ConfigError(
             f"--study={name}: Table.evaluations in configs/{name}/study.gin is empty; leave the flag out"
         )
-    return found
+    return found, table.measured.get(first, tuple(found))
 
 
 def measure(
@@ -108,20 +109,30 @@ def measure(
         data = dataclasses.replace(planned.data, tokenizer=origin.tokenizer())
         planned = dataclasses.replace(planned, data=data)
     text, source = experiment.dataset(planned.data, data_dir), Parameters(place=origin.place)
+    if source.check(planned.model, text.tokenizer, data_dir) is not None:
+        raise configs.ConfigError(
+            f"{origin.place}: its parameters have no head of classes; expected a run that was tuned to them, such as "
+            f"by train --init_from={origin.place}"
+        )
     params = jax.device_put(source.params(planned.model, text.tokenizer, data_dir))
     functions = experiment.trainer(planned, text.tokenizer.vocab_size)
     placed = machine.placement(planned)
     solo = Solo(functions, rows=planned.data.batch, placement=placed)
-    trained = Trained(trainer=functions, params=params, text=text, seed=planned.seed, place=solo.whole)
+    trained = Trained(
+        trainer=functions,
+        params=params,
+        text=text,
+        seed=planned.seed,
+        place=solo.whole,
+        history=origin.history,
+    )
     with machine.surroundings(planned, placed):
-        scores = {name: dict(evaluation(trained)) for name, evaluation in evaluations.items()}
+        scores = scoring.evaluated(evaluations, trained, origin.place)
         environment = machine.environment(planned)
-    if wrong := [f"{path} = {value}" for path, value in replays.numbers(scores) if not math.isfinite(value)]:
-        raise ValueError(f"{origin.place}: evaluation {', '.join(wrong)}, expected finite numbers")
     record = {
         "parameters": {"place": origin.place, "fingerprint": source.fingerprint(data_dir)},
         "data": text.fingerprint,
-        "evaluations": {name: experiment.hash_of(value) for name, value in evaluations.items()},
+        "evaluations": scoring.hashes(evaluations),
         "environment": environment,
     }
     return Measured(scores, record)

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from experiments import configs
@@ -39,7 +39,7 @@ from research.training.trackers import Tracker
 
 @runtime_checkable  # so that a config value can be checked against it
 class Start(Protocol):
-    """Parameters that a run starts from, such as `experiments.pretrained.Parameters`.
+    """Parameters that a run starts from: `experiments.pretrained.Parameters` or `experiments.stages.Stage`.
 
     Attributes:
       place: where they are.
@@ -48,15 +48,37 @@ class Start(Protocol):
     place: str
 
     def fingerprint(self, data_dir: str | None) -> str:
-        """sha256 (hex) of the parameters, wherever they are."""
+        """sha256 (hex) of the parameters wherever they are, or of all that decides them."""
         ...
 
-    def check(self, model: FamilyConfig, tokenizer: Tokenizer, data_dir: str | None) -> None:
-        """A ValueError where they are of another model or tokenizer."""
+    def design(self, data_dir: str | None) -> str:
+        """The same without the seed of whatever they were trained with."""
+        ...
+
+    def record(self, data_dir: str | None) -> dict[str, Any]:
+        """What the record of a run says of them."""
+        ...
+
+    def check(self, model: FamilyConfig, tokenizer: Tokenizer, data_dir: str | None) -> str | None:
+        """Which of the model's parameters are not there and are drawn from the seed, in a line; None: all are there. A
+        ValueError where they are of another model or tokenizer.
+        """
         ...
 
     def params(self, model: FamilyConfig, tokenizer: Tokenizer, data_dir: str | None) -> Any:
-        """The parameters, nested dicts of float32 arrays."""
+        """The parameters, nested dicts of float32 arrays, without those that are drawn."""
+        ...
+
+    def rehearsed(
+        self,
+        model: FamilyConfig,
+        tokenizer: Tokenizer,
+        data_dir: str | None,
+        train: "Callable[[Experiment], Any]",
+    ) -> Any:
+        """The same for a replay, on machines too where no run is: `train` takes another experiment through a replay's
+        steps and returns its parameters.
+        """
         ...
 
 
@@ -146,13 +168,26 @@ def key(planned: Experiment, data_dir: str | None) -> str:
     """sha256 (hex) of all that decides the numbers of a run: the experiment with its seed, the data, and what the
     parameters start from.
     """
+    start = planned.init_from
+    return _key(planned, data_dir, None if start is None else start.fingerprint(data_dir))
+
+
+def design(planned: Experiment, data_dir: str | None) -> str:
+    """The same without the seed: what all runs of an arm share."""
+    start = planned.init_from
+    seedless = dataclasses.replace(planned, seed=0)
+    return _key(seedless, data_dir, None if start is None else start.design(data_dir))
+
+
+def _key(planned: Experiment, data_dir: str | None, start: str | None) -> str:
+    """`start`: of what the parameters start from, if they are not drawn."""
     parts = [planned.key(), fingerprint(planned.data, data_dir)]
     if isinstance(planned.data.tokenizer, Pretrained):
         read = dataset(planned.data, data_dir).tokenizer
         assert isinstance(read, Subwords)
         parts.append(_sha256([read.model, read.layout]))
-    if planned.init_from is not None:
-        parts.append(planned.init_from.fingerprint(data_dir))
+    if start is not None:
+        parts.append(start)
     return _sha256(parts)
 
 
@@ -160,11 +195,6 @@ def key(planned: Experiment, data_dir: str | None) -> str:
 def fingerprint(data: Data, data_dir: str | None) -> str:
     """The fingerprint of the documents that a data set is made of."""
     return dataset(data, data_dir).fingerprint
-
-
-def design(planned: Experiment, data_dir: str | None) -> str:
-    """The same without the seed: what all runs of an arm share."""
-    return key(dataclasses.replace(planned, seed=0), data_dir)
 
 
 def hash_of(value: Any) -> str:
@@ -210,7 +240,7 @@ def tokenizer(data: Data, data_dir: str | None) -> Tokenizer:
 
 
 def started(planned: Experiment, data_dir: str | None) -> Any:
-    """The parameters that a run starts from, or None: they are drawn.
+    """The parameters that a run starts from; what they lack, all of them where this is None, is drawn.
 
     Raises:
       ValueError: they are of another model, or cannot be read.

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,7 @@ class RunFolder:
     @property
     def result(self) -> Record | None:
         """What the run has measured, if it is finished."""
-        path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return finished(self.path)
 
     def finish(self, result: Record) -> None:
         """Write the result. RunError: it cannot be written."""
@@ -111,6 +111,41 @@ class RunFolder:
         """Let another process have it."""
         if self._lock is not None:
             self._lock.release()
+
+
+def finished(folder: Path) -> Record | None:
+    """What a run has measured, if it is finished."""
+    path = folder / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def entries(path: Path) -> Iterator[Record]:
+    """The whole lines of a file of JSON objects, which a kill may have cut short; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    return (json.loads(line) for line in lines[:-1])
+
+
+def history(folder: Path, result: Record | None) -> dict[int, float]:
+    """Validation loss (nats per target token) by step, in order of steps: as the log of a run has it, and of the state
+    that the run ended with as its result has it. Of a step that was taken twice the later loss counts.
+    """
+    name = "validation_loss"
+    log = entries(folder / "metrics.jsonl")
+    losses = {line["step"]: line[name] for line in log if line.get(name) is not None}
+    if result is not None:
+        losses[scored(result)] = result["metrics"][name]
+    return dict(sorted(losses.items()))
+
+
+def scored(result: Record) -> int:
+    """The step whose parameters a result is about."""
+    return result["metrics"].get("steps", result["budget"]["steps"])  # stopped early, the best
+
+
+def trained(folder: Path) -> bool:
+    """Whether the run is finished, and the parameters that its result is about are still there."""
+    result = finished(folder)
+    return result is not None and (folder / "checkpoints" / str(scored(result))).is_dir()
 
 
 def text_of(value: Record) -> str:

@@ -19,7 +19,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.progress import track
 
-from experiments import configs, pretrained, start, writing
+from experiments import configs, origins, start, writing
 from experiments.writing import Text, Writer, Writing
 from research.generation.contrastive import ContrastiveSearch
 from research.generation.engine import Generation, Greedy, Sample
@@ -220,7 +220,7 @@ def main(argv: list[str]) -> int:
         return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --prompt=...")
     start.process()
     try:
-        writer = writing.load(pretrained.chosen(FLAGS.run_dir, FLAGS.init_from, FLAGS.data_dir))
+        writer = writing.load(origins.chosen(FLAGS.run_dir, FLAGS.init_from, FLAGS.data_dir))
         if not FLAGS.amateur_dir and (
             FLAGS["amateur_strength"].present or FLAGS["amateur_plausible"].present
         ):
@@ -228,7 +228,7 @@ def main(argv: list[str]) -> int:
                 "--amateur_strength and --amateur_plausible say nothing without --amateur_dir"
             )
         if FLAGS.amateur_dir:
-            amateur = writing.load(pretrained.run(FLAGS.amateur_dir, FLAGS.data_dir, "--amateur_dir"))
+            amateur = writing.load(origins.run(FLAGS.amateur_dir, FLAGS.data_dir, "--amateur_dir"))
             options = {"strength": FLAGS.amateur_strength, "plausible": FLAGS.amateur_plausible}
             writer = writing.held_against(writer, amateur, **options)
         planned = settings(writer.tokenizer.eos)

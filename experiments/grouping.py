@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from experiments import experiment, machine, running, start
+from experiments import experiment, machine, start
 from experiments.experiment import Experiment
-from research.training import loop
+from research.training import hyperparameters, loop
 from research.training.ensemble import Ensemble, Solo
 
 STEPS = 20  # that a probe times
@@ -39,12 +39,36 @@ def shapes(planned: Sequence[Experiment], data_dir: str | None) -> list[list[int
 
 def _program(planned: Experiment, data_dir: str | None) -> Any:
     """What experiments of one ensemble share; None: it has to run alone, or does not run at all, as will be seen."""
-    if running.alone(planned) is not None:
+    if _alone(planned):
         return None
     try:
-        return running.group(planned, data_dir)
+        return _shared(planned, data_dir)
     except (ValueError, OSError, RuntimeError):
         return None
+
+
+def _alone(planned: Experiment) -> bool:
+    """Whether it can be in no ensemble: its data is chosen by its model, or it is spread over devices."""
+    axes = (getattr(planned.parallelism, axis) for axis in ("fsdp", "tensor", "sequence"))
+    return planned.data.hard is not None or any(axis != 1 for axis in axes)
+
+
+def _shared(planned: Experiment, data_dir: str | None) -> tuple[Any, ...]:
+    """The program, the shapes of its batches, and when it logs, evaluates and saves."""
+    batch, vocab = experiment.example(planned, data_dir)
+    leaves, structure = jax.tree.flatten(batch)
+    return (
+        planned.model,
+        hyperparameters.form(planned.optimizer),
+        hyperparameters.form(planned.recipe),
+        vocab,
+        planned.steps,
+        planned.matmul_precision,
+        planned.deterministic,
+        planned.plan,
+        structure,
+        tuple((leaf.shape, leaf.dtype) for leaf in leaves),
+    )
 
 
 def worth_a_probe(planned: Sequence[Experiment], data_dir: str | None) -> bool:
@@ -106,7 +130,7 @@ class Workers:
         # A forked JAX would hang, so workers are spawned.
         context = multiprocessing.get_context("spawn")
         places, barrier = context.SimpleQueue(), context.Barrier(self.count)
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        cores = machine.cores()
         for index in range(self.count):
             places.put(cores[index * len(cores) // self.count : (index + 1) * len(cores) // self.count])
         return concurrent.futures.ProcessPoolExecutor(
@@ -192,7 +216,7 @@ def _begin(places: Any, barrier: Any) -> None:
     global _together
     _together = barrier
     cores = places.get()
-    if cores:
+    if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
         os.environ["OMP_NUM_THREADS"] = str(len(cores))
     start.process()  # which takes SIGTERM as Ctrl-C

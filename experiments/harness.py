@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments import folders, pretrained, start, writing
+from experiments import folders, origins, start, writing
 from experiments.configs import ConfigError
 from experiments.writing import Writer
 from research.generation.engine import MULTIPLE, Generation, Greedy, Sample
@@ -192,7 +192,7 @@ def main(argv: list[str]) -> int:
         return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --tasks=...")
     start.process()
     try:
-        writer = writing.load(pretrained.chosen(FLAGS.run_dir, FLAGS.init_from, FLAGS.data_dir))
+        writer = writing.load(origins.chosen(FLAGS.run_dir, FLAGS.init_from, FLAGS.data_dir))
         model = Harnessed(writer, length=FLAGS.length, rows=FLAGS.batch)
         known = tasks.TaskManager(include_path=FLAGS.task_dir)
         found: Any = evaluator.simple_evaluate(

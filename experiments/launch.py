@@ -24,10 +24,12 @@ from experiments import (
     configs,
     experiment,
     grouping,
+    lineage,
     staleness,
     start,
     study,
     tabulate,
+    timing,
     tuning,
 )
 from experiments.cells import Cell, Outcome
@@ -60,10 +62,11 @@ class Launcher:
     console: Console
 
     def run(self, todo: Sequence[Cell]) -> dict[Cell, Exception]:
-        """Run cells; those that failed, and why."""
+        """Run cells, after what they start from; those that failed, and why."""
+        todo = lineage.needed(todo)
         board, failed = Board(todo), dict[Cell, Exception]()
         with board.shown(self.console):
-            for cell, found in self._outcomes(todo):
+            for cell, found in self._in_turn(todo):
                 board.done(cell, found)
                 if isinstance(found, Exception):
                     failed[cell] = found
@@ -71,6 +74,22 @@ class Launcher:
                 else:
                     self.console.print(f"{cell.title}  held-out loss {found:.4f}", highlight=False)
         return failed
+
+    def _in_turn(self, todo: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        """Every cell as it is done; what others start from comes before them, and where it failed they do not run."""
+        lost = set[Path]()
+        for wave in lineage.waves(todo):
+            sound = []
+            for cell in wave:
+                if cell.base is not None and cell.base.job.folder in lost:
+                    lost.add(cell.job.folder)
+                    yield cell, RuntimeError(f"it starts from {cell.base.title}, which failed")
+                else:
+                    sound.append(cell)
+            for cell, found in self._outcomes(sound):
+                if isinstance(found, Exception):
+                    lost.add(cell.job.folder)
+                yield cell, found
 
     def _outcomes(self, todo: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
         """Every cell as it is done; those that another launch is at when they have a row. Where it has given one up,
@@ -160,29 +179,38 @@ def any_at_work(runs: Path) -> bool:
 
 
 def time_rows(todo: Sequence[Cell], console: Console) -> None:
-    """Time some steps of cells whose rows have no speed, since others ran beside them, now that nothing else runs.
+    """Time cells whose rows lack what their tables show of `timing.TIMED`, since others ran beside them or since it was
+    asked for later, now that nothing else runs. What cannot be timed of a cell is said and stays missing.
 
     Of several launches one does at a time, and none where another is still at work.
     """
     if not todo:
         return
     todo[0].runs.mkdir(parents=True, exist_ok=True)
+    wanted = [
+        (cell, name)
+        for cell in todo
+        for name in timing.asked(cell.study.columns(cell.study.compared[cell.arm]))
+    ]
     with filelock.FileLock(todo[0].runs / ".timing.lock"):
-        for cell in todo:
+        for cell, name in wanted:
             row = cell.row
-            if row is None or row.timing["tokens_per_second"] is not None:
+            if row is None or row.timing.get(name) is not None:
                 continue
             if any_at_work(cell.runs):
                 console.print(
-                    "another launch is at work, so the speed of rows is for the last one to measure"
+                    "another launch is at work, so the timing of rows is for the last one to measure"
                 )
                 return
-            planned = cell.job.planned
-            tokens = experiment.cost(planned.model, planned.data, cell.data_dir).tokens
-            rate = tokens / grouping.speed([planned], cell.data_dir)
-            console.print(f"{cell.title}  {rate:,.0f} tokens/s", highlight=False)
-            timing = {**row.timing, "tokens_per_second": rate}
-            results.save(dataclasses.replace(row, timing=timing), cell.rows)
+            try:
+                value = timing.TIMED[name](cell.job.planned, cell.data_dir)
+            except ValueError as error:
+                console.print(f"{cell.title}  no {name}: {error}", highlight=False, markup=False)
+                continue
+            shown = tables.measure(f"timing.{name}")
+            text = f"{value / shown.size:{shown.format}}{shown.unit}"
+            console.print(f"{cell.title}  {shown.label} {text}", highlight=False)
+            results.save(dataclasses.replace(row, timing={**row.timing, name: value}), cell.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,11 +224,16 @@ class Price:
 
 
 def price(planned: study.Study, group: str, every: Sequence[Cell]) -> Price:
-    """What all cells of a group take, whether or not they have a row.
+    """What all cells of a group take, whether or not they have a row, with what only has to run for them to start from.
 
     Speed is the median of the study's timed rows, arm by arm where there are any, or a guess for two cores.
     """
-    own = [cell for cell in every if cell.arm in planned.groups[group]]
+    own = [
+        cell
+        for cell in (*every, *lineage.bases(every))
+        if (*cell.followers, cell.arm)[0] in planned.groups[group]
+    ]
+    todo = {cell.job.folder for cell in lineage.needed(cells.missing(every))}
     speeds: dict[str, list[float]] = {}
     for row in results.load(every[0].rows) if every else []:
         if (rate := row.timing["tokens_per_second"]) is not None:
@@ -213,12 +246,13 @@ def price(planned: study.Study, group: str, every: Sequence[Cell]) -> Price:
         work = experiment.cost(one.model, one.data, cell.data_dir).train_flops * one.steps
         flops += work
         seconds += work / statistics.median(speeds.get(cell.arm) or usual or [grouping.SLOW])
-    return Price(len(own), len(cells.missing(own)), flops / 1e12, seconds / 60)
+    missing = sum(cell.job.folder in todo for cell in own)
+    return Price(len(own), missing, flops / 1e12, seconds / 60)
 
 
 def list_missing(every: Sequence[Cell], console: Console) -> None:
     """Print the cells that would run, with their folders."""
-    for cell in cells.missing(every):
+    for cell in lineage.needed(cells.missing(every)):
         console.print(f"{cell.title}  {cell.job.folder}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -296,23 +330,25 @@ def tune(planned: study.Study, arms: Sequence[str], launcher: Launcher) -> list[
 def launch(planned: study.Study, every: Sequence[Cell], launcher: Launcher) -> list[str]:
     """Run what is missing or stale and print the table; a line for each cell that failed."""
     console = launcher.console
-    staleness.check(every, console)
+    staleness.check([*every, *lineage.bases(every)], console)
     todo = cells.missing(every)
-    console.print(f"{planned.name}/{planned.scale}: {len(todo)} of {len(every)} cells to run")
+    before = len(lineage.needed(todo)) - len(todo)
+    first = f", and {before} before that they start from" if before else ""
+    console.print(f"{planned.name}/{planned.scale}: {len(todo)} of {len(every)} cells to run{first}")
     failed = lines(launcher.run(todo))
-    if "tokens_per_second" in planned.table.columns and launcher.cluster is None:
+    if launcher.cluster is None:
         time_rows(every, console)
     if any((tabulate.folder(planned, FLAGS.results_dir) / "cells").glob("*.json")):
         whole = study.load(planned.name, planned.scale)  # a table has all seeds that are declared
-        table = tabulate.render(whole, FLAGS.results_dir)
-        tabulate.write(whole, table, FLAGS.results_dir)
-        console.print(tables.rich_table(table))
+        found = tabulate.render(whole, FLAGS.results_dir)
+        tabulate.write(whole, found, FLAGS.results_dir)
+        tabulate.show(found, console)
     return failed
 
 
 def measure(planned: study.Study, arms: Sequence[str], launcher: Launcher) -> list[str]:
     """Run the cells of these arms, or say what there is to run; a line for each that failed or cannot be planned."""
-    study.require_rates(planned)
+    study.require_rates(planned, arms)
     console = launcher.console
     every, broken = cells.sound(
         cells.of(
@@ -327,7 +363,7 @@ def measure(planned: study.Study, arms: Sequence[str], launcher: Launcher) -> li
     for arm in dict.fromkeys(cell.arm for cell in every):
         if (found := planned.matched(arm, FLAGS.data_dir)) is not None:
             knob = "" if planned.knob(arm) is None else f"{planned.knob(arm)} = {found.value}, "
-            console.print(f"{arm}  {knob}{planned.table.match} {found.residual:+.2%}", highlight=False)
+            console.print(f"{arm}  {knob}{planned.matches(arm)} {found.residual:+.2%}", highlight=False)
     if FLAGS.dry_run:
         dry_run(planned, every, console)
         return lines(broken)

@@ -46,6 +46,7 @@ def of_study(name: str, results_dir: Path | str, scale: str = SCALE) -> tuple[Fi
         scale=scale,
         arms=(*planned.arms, *planned.points),
         seeds=table.seeds.get(scale, ()),
+        fewer=planned.fewer if planned.scale == scale else {},
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import resource
 import sys
@@ -41,6 +42,15 @@ def peak_flops(planned: Experiment) -> float | None:
     return None if peak is None else peak * jax.device_count()
 
 
+def cores() -> list[int]:
+    """The CPU cores that this process may use. By how many there are XLA splits sums, so that losses differ a little,
+    and after many steps by more.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def environment(planned: Experiment) -> dict[str, Any]:
     """What a run is made with, on the mesh that there is."""
     device = jax.devices()[0]
@@ -54,6 +64,7 @@ def environment(planned: Experiment) -> dict[str, Any]:
         "platform": device.platform,
         "device": device.device_kind,
         "processor": hardware.processor(),
+        "cores": len(cores()) if device.platform == "cpu" else None,
         "attention": "+".join(sorted(backends)),
         "matmul_precision": planned.matmul_precision,
     }

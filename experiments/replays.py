@@ -2,22 +2,29 @@
 
 The steps read the run's first windows, but are a whole run: the learning rate rises, peaks and falls within them, since
 in the first three steps of a warm-up an optimiser moves nothing. Held-out losses and evaluations read a few windows.
+
+A replay of an arm that starts from another begins with one of that arm, and goes on from its parameters. It compares
+code, for which any parameters will do, so it needs no run folder; and what the code of the other arm has come to do is
+found in this one too.
 """
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.experiment import Experiment, dataset, started, trainer
+from experiments import machine
+from experiments.experiment import Experiment, dataset, trainer
 from research.evaluation.trained import Evaluation, Trained
 from research.training.ensemble import Solo
 from research.training.sharding import Placement
+from research.training.step import Trainer
 
 STEPS = 3
 WINDOWS = 16  # that are held out
@@ -34,24 +41,46 @@ def replayed(
 
     Nothing is saved, and hard examples are not chosen. `placed`: where it runs; see `machine.placement`.
     """
-    text = dataset(planned.data, data_dir)
-    short = dataclasses.replace(planned, steps=STEPS, early_stopping=None)
-    functions = trainer(short, text.tokenizer.vocab_size)
-    solo = Solo(functions, rows=planned.data.batch, placement=placed)
-    params = started(planned, data_dir)
-    state = solo.join([solo.initial(jax.random.key(planned.seed), short.numbers, params)])
-    losses = []
-    with contextlib.closing(text.training(planned.seed, host=solo.host, hosts=solo.hosts)) as batches:
-        for batch in itertools.islice(batches, STEPS):
-            state, metrics = solo.step(state, solo.place([batch]), np.ones(1, bool))
-            losses.append(float(metrics["loss"][0]))
-    few, params = text.fewer(WINDOWS), solo.member(state, 0).evaluated
+    functions, solo, params, losses = _trained(planned, data_dir, placed)
+    few = dataset(planned.data, data_dir).fewer(WINDOWS)
     trained = Trained(trainer=functions, params=params, text=few, seed=planned.seed, place=solo.whole)
     return {
         "losses": losses,
         "evaluation": functions.evaluate(params, solo.whole(few.held_out("test"))),
         "scores": {name: dict(evaluation(trained)) for name, evaluation in evaluations.items()},
     }
+
+
+class _Short(NamedTuple):
+    """A run of `STEPS` steps: what it was trained with, the parameters that count, and the loss of each step."""
+
+    functions: Trainer
+    solo: Solo
+    params: Any
+    losses: list[float]
+
+
+def _trained(planned: Experiment, data_dir: str | None, placed: Placement | None) -> _Short:
+    text = dataset(planned.data, data_dir)
+    short = dataclasses.replace(planned, steps=STEPS, early_stopping=None)
+    functions = trainer(short, text.tokenizer.vocab_size)
+    solo = Solo(functions, rows=planned.data.batch, placement=placed)
+    start, base = planned.init_from, functools.partial(_of_base, data_dir=data_dir)
+    params = None if start is None else start.rehearsed(planned.model, text.tokenizer, data_dir, base)
+    state = solo.join([solo.initial(jax.random.key(planned.seed), short.numbers, params)])
+    losses = []
+    with contextlib.closing(text.training(planned.seed, host=solo.host, hosts=solo.hosts)) as batches:
+        for batch in itertools.islice(batches, STEPS):
+            state, metrics = solo.step(state, solo.place([batch]), np.ones(1, bool))
+            losses.append(float(metrics["loss"][0]))
+    return _Short(functions, solo, solo.member(state, 0).evaluated, losses)
+
+
+def _of_base(base: Experiment, data_dir: str | None) -> Any:
+    """The parameters of a short run of what another experiment starts from."""
+    placed = machine.placement(base)
+    with machine.surroundings(base, placed):
+        return jax.device_get(_trained(base, data_dir, placed).params)
 
 
 def furthest(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:

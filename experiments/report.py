@@ -5,14 +5,13 @@ nothing beside it. Curves and samples come from run folders, where this machine 
 """
 
 import dataclasses
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
 
-from experiments import configs, experiment, ledger, masks, start, study, tabulate
+from experiments import configs, experiment, folders, ledger, masks, start, study, tabulate
 from research.analysis import figures, fragments, html, results, tables
 from research.analysis.conclusions import Judged
 from research.analysis.fragments import Picture, Run, Section, Tabled
@@ -65,7 +64,7 @@ def section(
         [f"Left out: {left_out} rows of arms or seeds that the study does not declare."] if left_out else []
     )
     tabled, refused = rendered(planned, rows)
-    drawn, undrawn = drawn_figures(planned, rows, arms)
+    drawn, undrawn = drawn_figures(planned, rows)
     masked, unmasked = mask_pictures(rows, {} if known is None else known)
     return Section(
         study=planned.name,
@@ -90,7 +89,9 @@ def rendered(planned: study.Study, rows: list[Row]) -> tuple[list[Tabled], list[
     found, refused, title = [], [], f"{planned.name}, {planned.scale}"
     try:
         baselines = {arm: planned.baselines[planned.compared[arm]] for arm in planned.arms}
-        found.append(Tabled(title=title, table=tabulate.built(planned, rows), baselines=baselines))
+        for name, table in tabulate.built(planned, rows).items():
+            of = ": ".join([title, *(part.replace("_", " ") for part in name.split("_", 1)[1:])])
+            found.append(Tabled(title=of, table=table, baselines=baselines))
         for name, table in tabulate.task_tables(planned, rows).items():
             found.append(Tabled(title=f"{title}: {name.replace('_', ' ')}", table=table, baselines=baselines))
         for number, table in enumerate(tabulate.sweep_tables(planned, rows), 1):
@@ -101,15 +102,13 @@ def rendered(planned: study.Study, rows: list[Row]) -> tuple[list[Tabled], list[
     return found, refused
 
 
-def drawn_figures(
-    planned: study.Study, rows: Sequence[Row], arms: Sequence[str]
-) -> tuple[list[Picture], list[str]]:
+def drawn_figures(planned: study.Study, rows: Sequence[Row]) -> tuple[list[Picture], list[str]]:
     """The figures that the study declares, and which could not be drawn and why."""
     pictures, undrawn = [], []
-    for spec in planned.table.figures:
+    for spec, arms, seeds in tabulate.figured(planned, rows):
         try:
-            figure = spec.draw(rows, arms, planned.seeds)
-            words = figures.alt(spec, rows, arms, planned.seeds)
+            figure = spec.draw(rows, arms, seeds)
+            words = figures.alt(spec, rows, arms, seeds)
         except figures.FigureError as error:
             undrawn.append(f"Not drawn: {error}")
             continue
@@ -121,20 +120,16 @@ def run(row: Row, runs_dir: Path) -> Run:
     """A row, and what its run folder has."""
     folder = runs_dir / row.study / row.scale / row.name.removesuffix(".json")
     samples = (text for path in sorted(folder.glob("samples*")) for text in _samples(path))
-    return Run(row=row, log=tuple(_entries(folder / "metrics.jsonl")), samples=tuple(samples))
-
-
-def _entries(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The whole lines of a file of JSON objects; a kill may have cut the last one short."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
-    return (json.loads(line) for line in lines[:-1])
+    return Run(row=row, log=tuple(folders.entries(folder / "metrics.jsonl")), samples=tuple(samples))
 
 
 def _samples(path: Path) -> Iterable[str]:
     if path.suffix == ".txt":
         return [path.read_text(encoding="utf-8")]
     if path.suffix == ".jsonl":
-        return ["\n".join(f"{name}: {value}" for name, value in entry.items()) for entry in _entries(path)]
+        return [
+            "\n".join(f"{name}: {value}" for name, value in entry.items()) for entry in folders.entries(path)
+        ]
     return []
 
 

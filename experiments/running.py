@@ -13,30 +13,29 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from experiments import code, folders, machine, replays, start
+from experiments import code, folders, machine, replays, scoring, start
 from experiments.experiment import (
     Experiment,
-    classes,
     cost,
     dataset,
     design,
-    example,
-    hash_of,
     key,
     started,
     trainer,
 )
+from experiments.scoring import HeldOut
 from research.analysis import budget
 from research.data.pipeline import Batches
-from research.evaluation import likelihood
 from research.evaluation.trained import Evaluation, Trained
-from research.training import hyperparameters, loop
+from research.training import loop
 from research.training.checkpoints import CheckpointError, Checkpoints
 from research.training.ensemble import Ensemble, Solo
 from research.training.trackers import TensorBoard
 
 # Steps whose windows the record of a run hashes: arms of a seed read the same, as far as each goes.
 ORDERED = 100
+# What the metrics of a result have beside evaluations.
+MEASURES = {"loss", "bits_per_byte", "validation_loss", "validation_bits_per_byte", "steps"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +47,9 @@ class Job:
       config: the gin text it was made from.
       folder: the run folder.
       title: what it is called where progress is shown.
-      evaluations: what is measured beside the loss, by name.
+      evaluations: what is measured beside the loss, by name, none of them in MEASURES.
       anew: a result that other code has measured does not count.
+      kept: nor does one whose parameters are gone.
       replayed: whether a replay is recorded, by which it is known later whether the code still measures the same.
       rules: hashes of the rules that it decides, for the record; see `research.analysis.claims.declared`.
     """
@@ -60,8 +60,16 @@ class Job:
     title: str = "train"
     evaluations: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
     anew: bool = False
+    kept: bool = False
     replayed: bool = False
     rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if named := sorted(self.evaluations.keys() & MEASURES):
+            raise ValueError(
+                f"{self.title}: an evaluation is called {named[0]!r}, as a measure of every run is; give it another "
+                "name in Table.evaluations"
+            )
 
 
 Result = dict[str, Any]
@@ -88,7 +96,7 @@ def run(job: Job, *, data_dir: str | None = None, console: Console) -> Result:
 def run_all(
     jobs: Sequence[Job], *, data_dir: str | None = None, console: Console
 ) -> list[Result | Exception]:
-    """Several experiments that `group` says may share a compiled step, as one ensemble; see `run`.
+    """Several experiments that may share a compiled step (`grouping.shapes`), as one ensemble; see `run`.
 
     A member that fails leaves its error in place of its result; the others go on without it.
 
@@ -118,35 +126,6 @@ def run_all(
     for index, one in todo.items():
         found[index] = one.finished if one.error is None else one.error
     return found
-
-
-def group(planned: Experiment, data_dir: str | None) -> tuple[Any, ...]:
-    """What must be equal in experiments that train as one ensemble: the program, the shapes of its batches, and when
-    it logs, evaluates and saves.
-    """
-    batch, vocab = example(planned, data_dir)
-    leaves, structure = jax.tree.flatten(batch)
-    return (
-        planned.model,
-        hyperparameters.form(planned.optimizer),
-        hyperparameters.form(planned.recipe),
-        vocab,
-        planned.steps,
-        planned.matmul_precision,
-        planned.deterministic,
-        planned.plan,
-        structure,
-        tuple((leaf.shape, leaf.dtype) for leaf in leaves),
-    )
-
-
-def alone(planned: Experiment) -> str | None:
-    """Why an experiment cannot be part of an ensemble, or None."""
-    if planned.data.hard is not None:
-        return "Data.hard chooses examples by the model"
-    if any(getattr(planned.parallelism, axis) != 1 for axis in ("fsdp", "tensor", "sequence")):
-        return "Parallelism spreads the run over devices"
-    return None
 
 
 def _train(runs: Sequence["_Run"], console: Console) -> None:
@@ -198,7 +177,7 @@ class _Run:
         self._data_dir, self._code = data_dir, code.fingerprint((planned, *job.evaluations.values()))
         try:
             self.finished: Result | None = self._folder.result
-            if job.anew and self.finished is not None and self.finished["code"]["fingerprint"] != self._code:
+            if self.finished is not None and not self._counts(self.finished):
                 self._folder.set_aside()
                 self.finished = None
             lacking = self._lacking()
@@ -210,22 +189,24 @@ class _Run:
             self.close()
             raise
 
+    def _counts(self, finished: Result) -> bool:
+        """Whether there is no need to train again."""
+        job = self.job
+        outdated = job.anew and finished["code"]["fingerprint"] != self._code
+        return not outdated and (not job.kept or folders.trained(job.folder))
+
     def _prepare(self, data_dir: str | None, together: bool) -> None:
         planned = self.job.planned
-        if planned.init_from is not None:
-            planned.init_from.check(planned.model, self._text.tokenizer, data_dir)
+        start = planned.init_from
+        self._drawn = None
+        if start is not None and self.finished is None:
+            self._drawn = start.check(planned.model, self._text.tokenizer, data_dir)
         self.trainer = trainer(planned, self._text.tokenizer.vocab_size)
         self.price = cost(planned.model, planned.data, data_dir)
         # An ensemble spreads its members over the devices, each of which is on one.
         self.placement = None if together else machine.placement(planned)
         self.solo = Solo(self.trainer, rows=planned.data.batch, placement=self.placement)
-        names = planned.data.mixture.names
-        parts: dict[str, int | None] = {"": None}
-        parts |= {f"{name}_": part for part, name in enumerate(names)} if len(names) > 1 else {}
-        self._sets = {
-            split: {prefix: self._text.held_out(split, part) for prefix, part in parts.items()}
-            for split in ("test", "validation")
-        }
+        self._held_out = HeldOut(planned, self._text, self.trainer, self.solo.whole)
         self._record = self._describe()
 
     def close(self) -> None:
@@ -237,7 +218,7 @@ class _Run:
         made = {} if self.finished is None else self.finished["evaluations"]
         return {
             name: value
-            for name, value in _hashes(self.job.evaluations).items()
+            for name, value in scoring.hashes(self.job.evaluations).items()
             if self.finished is not None and made.get(name) != value
         }
 
@@ -248,15 +229,13 @@ class _Run:
         field = "params" if state.average is None else "average"
         try:
             with Checkpoints(self.job.folder / "checkpoints", planned.keep) as checkpoints:
-                params, _ = checkpoints.restore_params(
-                    state.params, finished["metrics"].get("steps"), field=field
-                )
+                params, _ = checkpoints.restore_params(state.params, folders.scored(finished), field=field)
         except CheckpointError:
             self._folder.set_aside()
             self.finished = None
             return
         with machine.surroundings(planned, self.placement):
-            scores = self._evaluate(params, lacking)
+            scores = self._evaluate(params, lacking, finished)
             replay = replays.replayed(planned, self.job.evaluations, self._data_dir, self.placement)
         known = {**finished["replay"]["scores"], **{name: replay["scores"][name] for name in lacking}}
         self.finished = {
@@ -319,6 +298,8 @@ class _Run:
         )
         stack.callback(batches.close)
         self._checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep, say=console.print))
+        if self._drawn is not None and self._checkpoints.latest is None:
+            console.print(self._drawn, markup=False, highlight=False)
         return loop.Member(
             title=self.job.title,
             folder=folder,
@@ -354,12 +335,22 @@ class _Run:
 
     def _finish(self, outcome: loop.Outcome, *, timed: bool) -> None:
         params = outcome.state.evaluated
-        metrics: Result = {**self._score(params, "test"), **self._score(params, "validation")}
+        metrics: Result = {
+            **self._held_out.score(params, "test"),
+            **self._held_out.score(params, "validation"),
+        }
         if wrong := [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]:
             raise loop.Diverged(
                 f"{self.job.title}: {', '.join(wrong)} after training; lower Optimizer.learning_rate"
             )
-        metrics |= self._evaluate(params, self.job.evaluations)
+        taken = {"steps": int(outcome.state.step)} if self.job.planned.early_stopping is not None else {}
+        result: Result = {
+            **self._record,
+            "budget": self._budget(outcome.steps),
+            "evaluations": scoring.hashes(self.job.evaluations),
+            "metrics": {**metrics, **taken},
+        }
+        result["metrics"] |= self._evaluate(params, self.job.evaluations, result)
         self._checkpoints.wait()
         timing = {
             "tokens_per_second": outcome.tokens_per_second,
@@ -367,14 +358,7 @@ class _Run:
             "wall_seconds": outcome.seconds,
             "peak_memory_bytes": machine.peak_memory(),
         }
-        taken = {"steps": int(outcome.state.step)} if self.job.planned.early_stopping is not None else {}
-        self.finished = {
-            **self._record,
-            "budget": self._budget(outcome.steps),
-            "evaluations": _hashes(self.job.evaluations),
-            "metrics": {**metrics, **taken},
-            "timing": timing if timed else dict.fromkeys(timing),
-        }
+        self.finished = {**result, "timing": timing if timed else dict.fromkeys(timing)}
         self._folder.finish(self.finished)
         self.status("done")
 
@@ -391,40 +375,24 @@ class _Run:
 
     def _evaluated(self, params: Any) -> dict[str, float]:
         """Measures of the validation split, by which early stopping or `Keep` ranks the checkpoints."""
-        scores, keep = self._score(params, "validation"), self.job.planned.keep
+        scores, keep = self._held_out.score(params, "validation"), self.job.planned.keep
         if keep.best and self.job.planned.early_stopping is None and keep.metric not in scores:
             raise ValueError(f"Keep.metric = {keep.metric!r}: expected one of {sorted(scores)}")
         return scores
 
-    def _score(self, params: Any, split: str) -> dict[str, float]:
-        """Measures of a split and, of a mixture, of each part of it; those of validation are named so."""
-        name = "" if split == "test" else f"{split}_"
-        tokenizer = None if classes(self.job.planned.model) else self._text.tokenizer
-        return {
-            f"{name}{prefix}{measure}": value
-            for prefix, batches in self._sets[split].items()
-            for measure, value in likelihood.held_out(
-                self.trainer, params, batches, tokenizer, place=self.solo.whole
-            ).items()
-        }
-
-    def _evaluate(self, params: Any, names: Iterable[str]) -> Result:
-        """The scores of these evaluations by name."""
+    def _evaluate(self, params: Any, names: Iterable[str], result: Result) -> Result:
+        """The scores of these evaluations by name; `result`: what else the run has measured."""
         trained = Trained(
             trainer=self.trainer,
             params=params,
             text=self._text,
             seed=self.job.planned.seed,
             place=self.solo.whole,
+            history=folders.history(self.job.folder, result),
         )
-        found = {name: dict(self.job.evaluations[name](trained)) for name in names}
-        if wrong := [
-            f"{path} = {value}" for path, value in replays.numbers(found) if not math.isfinite(value)
-        ]:
-            raise ValueError(
-                f"{self.job.title}: evaluation {', '.join(wrong)}, expected numbers or None for what it cannot measure"
-            )
-        return found
+        return scoring.evaluated(
+            {name: self.job.evaluations[name] for name in names}, trained, self.job.title
+        )
 
     def _mine(self, step: int, params: Any, batches: Batches) -> None:
         """Choose hard examples where it is time to."""
@@ -460,9 +428,7 @@ class _Run:
     def _start(self) -> Result:
         """What its parameters start from, if they are not drawn."""
         start = self.job.planned.init_from
-        if start is None:
-            return {}
-        return {"init_from": {"place": start.place, "fingerprint": start.fingerprint(self._data_dir)}}
+        return {} if start is None else {"init_from": start.record(self._data_dir)}
 
     def _budget(self, steps: int) -> Result:
         """What so many steps cost."""
@@ -487,8 +453,3 @@ def replay(job: Job, data_dir: str | None) -> Result:
     placed = machine.placement(job.planned)
     with machine.surroundings(job.planned, placed):
         return replays.replayed(job.planned, job.evaluations, data_dir, placed)
-
-
-def _hashes(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
-    """What each evaluation measures, as a hash."""
-    return {name: hash_of(evaluation) for name, evaluation in evaluations.items()}

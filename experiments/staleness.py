@@ -19,7 +19,7 @@ from research.analysis import results
 from research.analysis.results import Row
 
 ELSEWHERE = 1e-3  # by what another machine or version may move a number, so that nothing can be told there
-MACHINE = ("jax", "flax", "platform", "device", "processor", "attention")
+MACHINE = ("jax", "flax", "platform", "device", "processor", "cores", "attention")
 
 
 def check(cells: Sequence[Cell], console: Console) -> list[Cell]:
@@ -75,7 +75,7 @@ def _mark(path: Path, row: Row, changes: Mapping[str, Any]) -> None:
 def _differing(row: Row, now: Mapping[str, Any]) -> str:
     """What else than the code is not as it was, and could move a number."""
     return "; ".join(
-        f"{name} {row.environment.get(name)} then, {now[name]} now"
+        f"{name} {row.environment[name]} then, {now[name]} now"
         for name in MACHINE
-        if row.environment.get(name) != now[name]
+        if name in row.environment and row.environment[name] != now[name]
     )

@@ -1,18 +1,17 @@
 """A study: arms x seeds x evaluations, and what follows from them. One file an arm, one `study.gin` for all of them."""
 
-import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable
 
-from experiments import configs, experiment, sweeps
+from experiments import configs, declaration, experiment, sweeps
+from experiments.declaration import Table as Table
+from experiments.declaration import Tuning as Tuning
+from experiments.declaration import declared as declared
 from experiments.sweeps import Point, Sweep, Values
-from research.analysis import matching, tables
+from research.analysis import claims, matching
 from research.analysis.budget import Budget
-from research.analysis.claims import SubClaim
-from research.analysis.figures import Spec
 from research.evaluation.trained import Evaluation
 
 GROUPS = ("headline", "core", "extended")
@@ -24,68 +23,6 @@ UNTUNED = ("smoke",)  # scales that claim nothing, so that no learning rate is c
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """How learning rates are chosen: each arm runs at each rate with one seed of its own, and the least loss of
-    validation wins. A winner at the edge extends the grid, for every arm.
-
-    Attributes:
-      rates: the grid, rising by one factor.
-      binding: what is bound to them.
-      seed: no seed of a table.
-      metric: path of the loss in a row.
-    """
-
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    binding: str = "AdamW.learning_rate"
-    seed: int = 1000
-    metric: str = "metrics.validation_loss"
-
-    def __post_init__(self):
-        if len(self.rates) < 3 or list(self.rates) != sorted(set(self.rates)):
-            raise ValueError(f"Tuning.rates = {self.rates}: expected at least 3, rising")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Table:
-    """What `study.gin` says of a study.
-
-    Attributes:
-      arms: names of the files in the study's folder, in the order of the table.
-      seeds: by scale.
-      columns: measures of the table; see `research.analysis.tables.MEASURES`. Any number of a row is one by its path.
-      compared: the arms that are compared with each other, by a name for them: the first is the baseline.
-      groups: the arms of "headline", "core" and "extended", of which the last is only run when asked for; {}: all are
-        headline.
-      match: what every arm costs as much of as its baseline, or None.
-      knobs: by arm, the integer that is turned until it does, as a gin binding without its value and what the value
-        is a multiple of: ("StackConfig.hidden", 8), ("train.steps", 1). An arm without one has to cost that as it is.
-      evaluations: what is measured of a trained arm beside its loss, by name.
-      sweeps: arms at the points of a sweep; each is a cell of its own, called arm@point.
-      tuning: how learning rates are chosen, or None: they are what the files say.
-      learning_rates: by scale and arm, what was chosen.
-      claims: sub-claims that the study decides, by rules that are written before it runs.
-      figures: what is drawn of its rows.
-      tasks: numbers that are summed up in one more table, by path, and which is better; see
-        `research.analysis.aggregate`.
-    """
-
-    arms: tuple[str, ...]
-    seeds: dict[str, tuple[int, ...]]
-    columns: tuple[str, ...]
-    compared: dict[str, tuple[str, ...]]
-    groups: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    match: Literal["params", "flops", "tokens_seen", "loss_tokens"] | None = None
-    knobs: dict[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
-    evaluations: dict[str, Evaluation] = dataclasses.field(default_factory=dict)
-    sweeps: tuple[Sweep, ...] = ()
-    tuning: Tuning | None = None
-    learning_rates: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-    claims: tuple[SubClaim, ...] = ()
-    figures: tuple[Spec, ...] = ()
-    tasks: dict[str, Literal["higher", "lower"]] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
     """A study at one scale.
 
@@ -93,7 +30,7 @@ class Study:
       name, scale: which.
       arms: those of the table.
       points: of arms that stand at a point of a sweep, their file and the point.
-      seeds: of this scale.
+      seeds: of this scale; see `seeds_of`.
       compared: each arm's name of those that it is compared with; `baselines`: by that name, the baseline.
       groups: by group, all its arms, those at points of a sweep with the arm whose file they are.
       rates: the learning rate of each arm, where one was chosen.
@@ -126,7 +63,8 @@ class Study:
         turned = (
             [] if matched is None or file not in self.table.knobs else [f"{self.knob(arm)}={matched.value}"]
         )
-        return _load(self.name, self.scale, file, *bindings, *turned, f"train.seed={seed}")
+        files = self._files(file, self.compared[arm])
+        return experiment.load(files, (*bindings, *turned, f"train.seed={seed}"))
 
     def deterministic(self, arms: Iterable[str]) -> bool:
         """Whether some of these arms ask for sums in the same order every time.
@@ -137,7 +75,8 @@ class Study:
         for arm in arms:
             file, bindings = self._bound(arm)
             with contextlib.suppress(ValueError, OSError):  # as will be seen
-                found.append(_load(self.name, self.scale, file, *bindings)[0].deterministic)
+                files = self._files(file, self.compared[arm])
+                found.append(experiment.load(files, bindings)[0].deterministic)
         return any(found)
 
     def matched(self, arm: str, data_dir: str | None = None) -> matching.Match | None:
@@ -146,11 +85,52 @@ class Study:
         Raises:
           ConfigError: there is none within 2 %, or the knob is no binding.
         """
-        if self.table.match is None:
+        if (by := self.matches(arm)) is None:
             return None
-        file, bindings = self._bound(arm)
-        baseline, knob = self.baselines[self.compared[arm]], self.table.knobs.get(file)
-        return _matched(self.name, self.scale, file, bindings, baseline, self.table.match, knob, data_dir)
+        (file, bindings), together = self._bound(arm), self.compared[arm]
+        own, base = (self._files(one, together) for one in (file, self.baselines[together]))
+        try:
+            return _matched(own, bindings, base, by, self.table.knobs.get(file), data_dir)
+        except ValueError as error:
+            raise configs.ConfigError(f"arm {file} of study {self.name}: {error}") from error
+
+    def evaluations(self, arm: str) -> dict[str, Evaluation]:
+        """What is measured of the arm, by name."""
+        named = self.table.evaluations
+        return {name: named[name] for name in self.table.measured.get(self.compared[arm], named)}
+
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        """The seeds that the arm runs."""
+        group = next(group for group, arms in self.groups.items() if arm in arms)
+        return self.seeds[: self.table.fewer.get(group, {}).get(self.scale)]
+
+    @property
+    def fewer(self) -> dict[str, tuple[int, ...]]:
+        """The seeds of the arms that run not all of them."""
+        arms = (arm for arms in self.groups.values() for arm in arms)
+        return {arm: own for arm in arms if (own := self.seeds_of(arm)) != self.seeds}
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """What its rows record of its claims, however many seeds are run; see `claims.declared`."""
+        whole = dataclasses.replace(self, seeds=self.table.seeds[self.scale])
+        return claims.declared(self.table.claims, whole.seeds, whole.fewer)
+
+    @property
+    def comparisons(self) -> dict[str, tuple[str, ...]]:
+        """The arms of each comparison, in their order, but those at points of a sweep."""
+        return {
+            together: tuple(arm for arm in self.arms if self.compared[arm] == together)
+            for together in self.baselines
+        }
+
+    def columns(self, together: str) -> tuple[str, ...]:
+        """The columns of a comparison's table."""
+        return (*self.table.columns, *self.table.shown.get(together, ()))
+
+    def matches(self, arm: str) -> str | None:
+        """What the arm costs as much of as its baseline, or None."""
+        return self.table.match.get(self.compared[arm])
 
     def knob(self, arm: str) -> str | None:
         """The binding that is turned to match the arm."""
@@ -159,6 +139,12 @@ class Study:
     def file(self, arm: str) -> str:
         """The name of the arm's file."""
         return self.points[arm][0] if arm in self.points else arm
+
+    def _files(self, file: str, together: str) -> tuple[str, ...]:
+        """The gin files of an experiment of that comparison; the last one decides."""
+        data = self.table.data.get(together)
+        own = (f"configs/{self.name}/{file}.gin", f"configs/scale/{self.scale}.gin")
+        return own if data is None else (*own, data)
 
     def _bound(self, arm: str) -> tuple[str, tuple[str, ...]]:
         """The arm's file, and what is bound over it."""
@@ -195,62 +181,42 @@ class Study:
         return dataclasses.replace(
             self,
             arms=tuple(points),
-            points=points,
+            points=self.points | points,
             seeds=(self.table.tuning.seed,),
-            compared={name: self.compared[file] for name, (file, _) in points.items()},
-            groups={"headline": tuple(points)},
-            rates={},
+            compared=self.compared | {name: self.compared[file] for name, (file, _) in points.items()},
+            groups={"headline": (*self.compared, *points)},
             folder=f"{self.folder}/tuning",
-            table=dataclasses.replace(self.table, evaluations={}, claims=(), figures=(), sweeps=(), tasks={}),
+            table=dataclasses.replace(
+                self.table, evaluations={}, measured={}, fewer={}, claims=(), figures=(), sweeps=(), tasks={}
+            ),
         )
-
-
-def _load(name: str, scale: str, arm: str, *bindings: str) -> tuple[experiment.Experiment, str]:
-    return experiment.load([f"configs/{name}/{arm}.gin", f"configs/scale/{scale}.gin"], bindings)
 
 
 @functools.lru_cache(maxsize=256)  # of all seeds of an arm
 def _matched(
-    name: str,
-    scale: str,
-    arm: str,
+    files: tuple[str, ...],
     bindings: tuple[str, ...],
-    base: str,
+    base: tuple[str, ...],
     by: str,
     knob: tuple[str, int] | None,
     data_dir: str | None,
 ) -> matching.Match:
+    """The arm of these files, at the cost of that of the others. ValueError: there is none."""
+
     def cost(planned: experiment.Experiment) -> Budget:
         return experiment.cost(planned.model, planned.data, data_dir)
 
-    baseline, _ = _load(name, scale, base)
+    baseline, _ = experiment.load(base)
     target = matching.total(cost(baseline), baseline.steps, by)
     # Without a knob there is nothing to turn: it has to be as it should.
     binding, multiple = knob or ("its size, which no knob of Table.knobs turns,", 1)
 
     def turned(value: int) -> experiment.Experiment:
         turn = [] if knob is None else [f"{binding}={value}"]
-        return _load(name, scale, arm, *bindings, *turn)[0]
+        return experiment.load(files, (*bindings, *turn))[0]
 
     high = 1 if knob is None else 2**20
-    try:
-        return matching.turned_to(
-            turned, binding, by=by, target=target, cost=cost, high=high, multiple=multiple
-        )
-    except ValueError as error:
-        raise configs.ConfigError(f"arm {arm} of study {name}: {error}") from error
-
-
-def declared(name: str) -> Table:
-    """What `study.gin` of the study of that name in `configs/` says.
-
-    Raises:
-      ConfigError: no such study.
-    """
-    if not (configs.ROOT / "configs" / name / "study.gin").exists():
-        known = sorted(path.parent.name for path in configs.ROOT.glob("configs/*/study.gin"))
-        raise configs.ConfigError(f"--study={name}: no configs/{name}/study.gin; expected one of {known}")
-    return configs.load(Table, [f"configs/{name}/study.gin"])
+    return matching.turned_to(turned, binding, by=by, target=target, cost=cost, high=high, multiple=multiple)
 
 
 def load(name: str, scale: str) -> Study:
@@ -265,14 +231,26 @@ def load(name: str, scale: str) -> Study:
         raise configs.ConfigError(
             f"--scale={scale}: study {name} has the scales {sorted(table.seeds)}; see configs/{name}/study.gin"
         )
-    _check_once(name, table)
-    _check_measures(name, table)
+    declaration.check_once(name, table)
+    declaration.check_measures(name, table)
     compared = _by_arm(name, "Table.compared", table.compared)
     for arm in table.arms:
         if not (folder / f"{arm}.gin").exists():
             raise configs.ConfigError(f"arm {arm!r} of study {name} has no file configs/{name}/{arm}.gin")
         if arm not in compared:
             raise configs.ConfigError(f"arm {arm!r} of study {name} is in none of Table.compared")
+    of_comparisons = {name: getattr(table, name) for name in ("match", "data", "measured", "shown")}
+    for field, named in of_comparisons.items():
+        if stray := sorted(set(named) - set(table.compared)):
+            raise configs.ConfigError(
+                f"Table.{field} of study {name} names {stray[0]!r}, expected some of Table.compared: "
+                f"{list(table.compared)}"
+            )
+    if stray := sorted(set().union(*table.measured.values()) - set(table.evaluations)):
+        raise configs.ConfigError(
+            f"Table.measured of study {name} names {stray[0]!r}, expected some of Table.evaluations: "
+            f"{list(table.evaluations)}"
+        )
     rates = table.learning_rates.get(scale, {})
     swept = {"Table.sweeps": [arm for sweep in table.sweeps for arm in sweep.arms]}
     named = {"Table.compared": compared, "Table.knobs": table.knobs, "Table.learning_rates": rates, **swept}
@@ -282,7 +260,7 @@ def load(name: str, scale: str) -> Study:
                 f"{field} of study {name} names {stray[0]!r}, which is none of Table.arms"
             )
     points = _points(name, table)
-    return Study(
+    found = Study(
         name=name,
         scale=scale,
         arms=table.arms,
@@ -295,37 +273,31 @@ def load(name: str, scale: str) -> Study:
         folder=f"{name}/{scale}",
         table=table,
     )
+    _check_seeds(found)
+    return found
 
 
-def _check_once(name: str, table: Table) -> None:
-    """ConfigError where an arm, a seed, a column or a figure is declared twice."""
-    declared: dict[str, Sequence[Any]] = {"Table.arms": table.arms, "Table.columns": table.columns}
-    declared |= {f"Table.seeds of scale {scale}": seeds for scale, seeds in table.seeds.items()}
-    declared |= {"Table.figures": [figure.name for figure in table.figures]}
-    for field, values in declared.items():
-        if twice := [value for value, count in collections.Counter(values).items() if count > 1]:
-            raise configs.ConfigError(f"{field} of study {name} has {twice[0]!r} twice, expected it once")
-
-
-def _check_measures(name: str, table: Table) -> None:
-    """ConfigError where a column, a task or what a figure shows is no number of a row, or where sweeps have none that
-    can be compared.
-    """
-    declared: dict[str, Iterable[str]] = {"Table.columns": table.columns, "Table.tasks": table.tasks}
-    for spec in table.figures:
-        paths = [getattr(spec, name) for name in ("metric", "x", "y") if hasattr(spec, name)]
-        declared[f"figure {spec.name!r} of Table.figures"] = paths
-    for field, names in declared.items():
-        for one in names:
-            try:
-                tables.measure(one)
-            except tables.TableError as error:
-                raise configs.ConfigError(f"{field} of study {name}: {error}") from error
-    if table.sweeps and (not table.columns or tables.measure(table.columns[0]).censored):
-        raise configs.ConfigError(
-            f"Table.columns of study {name} are {table.columns}: expected the first, which is that of the tables of "
-            "sweeps, to have a mean"
-        )
+def _check_seeds(planned: Study) -> None:
+    """ConfigError where arms that are compared have not the same seeds, or a group has more than there are."""
+    name, fewer = planned.name, planned.table.fewer
+    for group, by_scale in fewer.items():
+        if group not in planned.groups or not set(by_scale) <= set(planned.table.seeds):
+            raise configs.ConfigError(
+                f"Table.fewer of study {name} has {group!r}: {by_scale}, expected some of {list(planned.groups)}, each "
+                f"with some of the scales {sorted(planned.table.seeds)}"
+            )
+        few = by_scale.get(planned.scale, 0)
+        if not 0 <= few <= len(planned.seeds):
+            raise configs.ConfigError(
+                f"Table.fewer of study {name} has {few} for {group} at {planned.scale}, expected 0 to the "
+                f"{len(planned.seeds)} of Table.seeds"
+            )
+    for together, arms in planned.comparisons.items():
+        if len({planned.seeds_of(arm) for arm in arms}) > 1:
+            raise configs.ConfigError(
+                f"arms {', '.join(arms)} of study {name} are compared as {together!r} but have not the same seeds; put "
+                "them into one of Table.groups"
+            )
 
 
 def _points(name: str, table: Table) -> dict[str, tuple[str, Point]]:
@@ -351,11 +323,11 @@ def _points(name: str, table: Table) -> dict[str, tuple[str, Point]]:
     return points
 
 
-def require_rates(planned: Study) -> None:
-    """ConfigError: learning rates are to be chosen for this scale and an arm has none."""
+def require_rates(planned: Study, arms: Iterable[str]) -> None:
+    """ConfigError: learning rates are to be chosen for this scale and one of these arms has none."""
     if planned.table.tuning is None or planned.scale in UNTUNED:
         return
-    if without := [arm for arm in planned.arms if arm not in planned.rates]:
+    if without := [arm for arm in arms if planned.file(arm) not in planned.rates]:
         raise configs.ConfigError(
             f"arm {without[0]} of study {planned.name} has no learning rate for scale {planned.scale}: run the same "
             f"command with --tune and put what it prints into Table.learning_rates of configs/{planned.name}/study.gin"

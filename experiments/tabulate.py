@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags
+from rich.console import Console
 
 from experiments import folders, ledger, start, study
 from experiments.study import Study
@@ -36,37 +37,48 @@ def rows_of(planned: Study, results_dir: Path | str) -> list[Row]:
     return rows
 
 
-def render(planned: Study, results_dir: Path | str) -> tables.Table:
-    """The table of the rows that the study has, with a note where a negative control of its claims was rejected.
+def render(planned: Study, results_dir: Path | str) -> dict[str, tables.Table]:
+    """The tables of the rows that the study has, by name, with a note where a negative control was rejected.
 
     Raises:
       TableError: it has none, or they do not compare.
     """
-    table = built(planned, rows_of(planned, results_dir))
+    found = built(planned, rows_of(planned, results_dir))
     claims = planned.scale not in study.UNTUNED
-    found = ledger.of_study(planned.name, results_dir, planned.scale) if claims else ()
-    return dataclasses.replace(table, notes=(*table.notes, *verdicts.stamps(found)))
+    stamps = verdicts.stamps(ledger.of_study(planned.name, results_dir, planned.scale) if claims else ())
+    return {name: dataclasses.replace(table, notes=(*table.notes, *stamps)) for name, table in found.items()}
 
 
-def built(planned: Study, rows: Sequence[Row]) -> tables.Table:
-    """The table of the study; see `tables.build`."""
-    return tables.build(
-        rows,
-        arms=planned.arms,
-        seeds=planned.seeds,
-        columns=planned.table.columns,
-        baseline=planned.baselines,
-        groups=planned.compared,
-    )
+def built(planned: Study, rows: Sequence[Row]) -> dict[str, tables.Table]:
+    """A table for each comparison that runs at the scale, by name: the first is the study's; see `tables.build`."""
+    found: dict[str, tables.Table] = {}
+    for together, arms in planned.comparisons.items():
+        seeds, own = planned.seeds_of(arms[0]), [row for row in rows if row.arm in arms]
+        if seeds:
+            found["table" if not found else f"table_{slug(together)}"] = tables.build(
+                own,
+                arms=arms,
+                seeds=seeds,
+                columns=planned.columns(together),
+                baseline=planned.baselines[together],
+            )
+    return found
+
+
+def slug(together: str) -> str:
+    """A comparison's name as part of a file's."""
+    return "_".join(together.split())
 
 
 def sweep_tables(planned: Study, rows: Sequence[Row]) -> Iterator[tables.Table]:
     """A table for each sweep: the study's first column at every point, beside each arm as it is."""
     for sweep in planned.table.sweeps:
         arms = tuple(dict.fromkeys([*sweep.arms, *sweep.expanded()]))
-        yield sweeping.sweep_table(
-            rows, arms=arms, seeds=planned.seeds, metric=planned.table.columns[0], baseline=""
-        )
+        own, seeds = [row for row in rows if row.arm in arms], planned.seeds_of(arms[0])
+        if own:
+            yield sweeping.sweep_table(
+                own, arms=arms, seeds=seeds, metric=planned.table.columns[0], baseline=""
+            )
 
 
 def task_tables(planned: Study, rows: Sequence[Row]) -> dict[str, tables.Table]:
@@ -74,39 +86,53 @@ def task_tables(planned: Study, rows: Sequence[Row]) -> dict[str, tables.Table]:
     if not planned.table.tasks:
         return {}
     found = {}
-    for number, (together, baseline) in enumerate(planned.baselines.items(), 1):
+    for number, (together, arms) in enumerate(planned.comparisons.items(), 1):
         found["tasks" if len(planned.baselines) == 1 else f"tasks_{number}"] = aggregate.across(
             rows,
-            arms=[arm for arm in planned.arms if planned.compared[arm] == together],
-            seeds=planned.seeds,
+            arms=arms,
+            seeds=planned.seeds_of(arms[0]),
             metrics=planned.table.tasks,
-            baseline=baseline,
+            baseline=planned.baselines[together],
         )
     return found
 
 
-def write(planned: Study, table: tables.Table, results_dir: Path | str) -> None:
-    """Writes table.md, table.csv and table.tex, as many of the tasks and of each sweep, and the figures; those of what
-    is no longer declared go.
+def write(planned: Study, found: dict[str, tables.Table], results_dir: Path | str) -> None:
+    """Writes table.md, table.csv and table.tex, as many of each further comparison, of the tasks and of each sweep, and
+    the figures; those of what is no longer declared go.
 
     Raises:
       RunError: a file cannot be written.
     """
     into, rows = folder(planned, results_dir), rows_of(planned, results_dir)
-    named = {"table": table, **task_tables(planned, rows)}
+    named = {**found, **task_tables(planned, rows)}
     named |= {f"sweep_{i}": one for i, one in enumerate(sweep_tables(planned, rows), 1)}
     kept: set[Path] = set()
     for name, one in named.items():
         for kind, text in (("md", tables.markdown), ("csv", tables.csv), ("tex", tables.latex)):
             save(text(one), into / f"{name}.{kind}")
             kept.add(into / f"{name}.{kind}")
-    every = tuple(arm for arms in planned.groups.values() for arm in arms)
-    for spec in planned.table.figures:
-        kept |= set(figures.save(spec.draw(rows, every, planned.seeds), into / "figures" / spec.name))
-    tabled = [into.glob(f"{name}.{kind}") for name in ("tasks*", "sweep_*") for kind in ("md", "csv", "tex")]
+    for spec, arms, seeds in figured(planned, rows):
+        kept |= set(figures.save(spec.draw(rows, arms, seeds), into / "figures" / spec.name))
+    globs = ("table*", "tasks*", "sweep_*")
+    tabled = [into.glob(f"{name}.{kind}") for name in globs for kind in ("md", "csv", "tex")]
     drawn = [into.glob(f"figures/*.{kind}") for kind in ("svg", "png")]
     for path in {path for found in (*tabled, *drawn) for path in found} - kept:
         path.unlink()
+
+
+def figured(
+    planned: Study, rows: Sequence[Row]
+) -> Iterator[tuple[figures.Spec, tuple[str, ...], dict[str, tuple[int, ...]]]]:
+    """The figures whose arms all run at the scale and of which some has a row, each with all arms of the study and the
+    seeds of each.
+    """
+    seeds = {arm: planned.seeds_of(arm) for arms in planned.groups.values() for arm in arms}
+    run = {row.arm for row in rows}
+    for spec in planned.table.figures:
+        shown = [arm for arm in spec.arms or seeds if arm in seeds]
+        if run & set(shown) and all(seeds[arm] for arm in shown):
+            yield spec, tuple(seeds), seeds
 
 
 def save(text: str, path: Path) -> None:
@@ -119,11 +145,19 @@ def save(text: str, path: Path) -> None:
     folders.replace(path, text)
 
 
-def update_block(path: Path, planned: Study, table: tables.Table) -> None:
-    """Rewrites the table between the study's two marker comments in a Markdown file."""
-    name = f"{planned.name}/{planned.scale}"
-    document = path.read_text(encoding="utf-8")
-    save(tables.inserted(document, name, tables.markdown(table), place=str(path)), path)
+def update_blocks(path: Path, planned: Study, found: dict[str, tables.Table]) -> None:
+    """Rewrites the study's tables between their marker comments in a Markdown file: the first, and whichever other has
+    a block there, such as `<!-- table:architecture/small/sorting -->`.
+
+    Raises:
+      TableError: it has no block of the first.
+    """
+    document, scale = path.read_text(encoding="utf-8"), f"{planned.name}/{planned.scale}"
+    for name, table in found.items():
+        block = "/".join([scale, *name.split("_", 1)[1:]])
+        if block == scale or f"<!-- table:{block} -->" in document:
+            document = tables.inserted(document, block, tables.markdown(table), place=str(path))
+    save(document, path)
 
 
 def main(argv: list[str]) -> int:
@@ -149,17 +183,23 @@ def main(argv: list[str]) -> int:
         if arguments.verify:
             prepare(planned)
             failed = checking.verify(planned, arguments.results_dir, arguments.data_dir, console)
-        table = render(planned, arguments.results_dir)
-        write(planned, table, arguments.results_dir)
+        found = render(planned, arguments.results_dir)
+        write(planned, found, arguments.results_dir)
         if arguments.readme:
-            update_block(Path(arguments.readme), planned, table)
+            update_blocks(Path(arguments.readme), planned, found)
     except (loop.Interrupted, KeyboardInterrupt) as stopped:
         console.print(str(stopped) or start.STOPPED)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         return start.fail(error)
-    console.print(tables.rich_table(table))
+    show(found, console)
     return told(failed)
+
+
+def show(found: dict[str, tables.Table], console: Console) -> None:
+    """Print the tables, the study's last: what stands above the prompt is seen."""
+    for table in reversed(found.values()):
+        console.print(tables.rich_table(table))
 
 
 def prepare(planned: Study) -> None:

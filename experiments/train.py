@@ -40,12 +40,13 @@ def describe(planned: experiment.Experiment, config: str, data_dir: str | None, 
     functions = experiment.trainer(planned, vocab)
     state = jax.eval_shape(functions.initial, jax.random.key(0), planned.numbers)
     start = planned.init_from
-    if start is not None:
-        start.check(planned.model, text.tokenizer, data_dir)
+    drawn = None if start is None else start.check(planned.model, text.tokenizer, data_dir)
 
     console.print(config, markup=False, highlight=False)
     if start is not None:
         console.print(f"starts from {start.place}: parameters {start.fingerprint(data_dir)[:12]}")
+    if drawn is not None:
+        console.print(drawn, markup=False, highlight=False)
     console.rule("parameters")
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         console.print(

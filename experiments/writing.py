@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from experiments import configs, experiment, pretrained
-from experiments.pretrained import Origin
+from experiments.origins import Origin
 from research.batch import Tokens
 from research.data.tokenizers import Tokenizer
 from research.generation import contrastive, engine, search
@@ -96,12 +96,13 @@ class Writer:
         """What has been written, row by row, without the prompt and the end."""
         history = jax.device_get(now.history)
         rows = zip(history.ids, history.prompt, history.length, strict=True)
-        return [self.decoded(ids[first:last], end) for ids, first, last in rows]
+        return [self.decoded(ids[first:last], ids[first - 1], end) for ids, first, last in rows]
 
-    def decoded(self, ids: np.ndarray, end: Sequence[int]) -> str:
-        """Text of new tokens, without the one that ended it; ids that only fill a table stand for none."""
+    def decoded(self, ids: np.ndarray, before: int | np.integer, end: Sequence[int]) -> str:
+        """Text of tokens behind another, without the one that ended it; ids that only fill a table stand for none."""
         kept = ids[:-1] if _ended(ids, end) else ids
-        return self.tokenizer.decode(kept[kept < self.tokenizer.vocab_size])
+        kept = kept[kept < self.tokenizer.vocab_size]
+        return self.tokenizer.decode(kept, continues=bool(before != self.tokenizer.bos))
 
     def texts(self, texts: Sequence[str], keys: Any, how: Any, each: int) -> list[list[Text]]:
         """Continuations of each prompt: one, but of a beam search the `each` best, or all there are.
@@ -113,8 +114,9 @@ class Writer:
             given, source = self.read(self.encoded(texts), how.tokens)
             found = jax.device_get(_beams(self.model, given, how, source=source))
             whole = found.log_probability[:, :each] > search.NEVER / 2
+            last = [ids[real > 0][-1] for ids, real in zip(given.ids, given.slots.segment, strict=True)]
             return [
-                [self._beam(found, row, place, how) for place in np.flatnonzero(there)]
+                [self._beam(found, row, place, last[row], how) for place in np.flatnonzero(there)]
                 for row, there in enumerate(whole)
             ]
         if isinstance(how, ContrastiveSearch):
@@ -127,9 +129,9 @@ class Writer:
         rows = zip(self.written(done, how.end), own, ended, strict=True)
         return [[Text(text, len(scores), sum(scores), scores, bool(over))] for text, scores, over in rows]
 
-    def _beam(self, found: Any, row: int, place: int, how: Beam) -> Text:
+    def _beam(self, found: Any, row: int, place: int, before: np.integer, how: Beam) -> Text:
         ids, likely = found.ids[row, place, : found.length[row, place]], found.log_probability[row, place]
-        return Text(self.decoded(ids, how.end), len(ids), float(likely), None, _ended(ids, how.end))
+        return Text(self.decoded(ids, before, how.end), len(ids), float(likely), None, _ended(ids, how.end))
 
     def _fits(self, *lengths: int) -> None:
         for length in lengths:

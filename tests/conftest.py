@@ -12,8 +12,13 @@ from jaxtyping import install_import_hook
 CHECKED = ("attention", "batch", "data", "models", "training", "evaluation", "generation", "interop")
 install_import_hook([f"research.{name}" for name in CHECKED], "beartype.beartype")
 
+import hypothesis
 import jax
 import pytest
+
+# How long an example takes says more of what else the machine does, and of what is compiled for it, than of the code.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,7 +1,6 @@
 """Rows of the smoke study of architectures as a launch would leave them, without one."""
 
 import dataclasses
-import itertools
 
 from experiments import experiment, study
 from research.analysis.results import Row
@@ -10,7 +9,7 @@ from research.analysis.results import Row
 def rows(loss=lambda number: 2 + number / 100):
     """One for each arm and seed, in order, whose config is the real one; `loss`: that of the row of a number."""
     planned = study.load("architecture", "smoke")
-    cells = itertools.product(planned.arms, planned.seeds)
+    cells = ((arm, seed) for arm in planned.arms for seed in planned.seeds_of(arm))
     return [_row(arm, seed, loss(number)) for number, (arm, seed) in enumerate(cells)]
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import statistics as standard
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from research.analysis.decisions import ALPHA, ClaimError, PairedTest, Reading, Rule
@@ -140,12 +140,20 @@ class SubClaim:
 
     def reads(self) -> tuple[Reading, ...]:
         """All values that its verdict needs, each once."""
-        gates = [(gate.arm, gate.metric) for gate in self.gates]
-        parts = [self.rule.reads(), gates, *(control.reads() for control in self.controls)]
-        return tuple(dict.fromkeys(reading for part in parts for reading in part))
+        controls = (reading for control in self.controls for reading in control.reads())
+        return tuple(dict.fromkeys((*self.deciding(), *controls)))
+
+    def deciding(self) -> tuple[Reading, ...]:
+        """Those of its rule and gates, which have to be measured after they were declared, on the same data. Controls
+        may be of other data and known before: a null says that noise is what it should be, and nothing of the effect.
+        """
+        gates = ((gate.arm, gate.metric) for gate in self.gates)
+        return tuple(dict.fromkeys((*self.rule.reads(), *gates)))
 
 
-def declared(subclaims: Iterable[SubClaim], seeds: Iterable[int]) -> dict[str, str]:
+def declared(
+    subclaims: Iterable[SubClaim], seeds: Iterable[int], fewer: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, str]:
     """What a row records of the sub-claims of its study, by id: what is declared of them when the cell begins to run.
 
     A value is a SHA-256 of all that decides the verdict (rule, gates, controls, sizes, level and declared seeds; not
@@ -154,9 +162,18 @@ def declared(subclaims: Iterable[SubClaim], seeds: Iterable[int]) -> dict[str, s
 
     Args:
       seeds: those of the study at this scale.
+      fewer: by arm, the seeds of those that run not all of them.
     """
     run = tuple(sorted(set(seeds)))
-    return {one.id: " ".join([_hash(one, run), *_tests(one)]) for one in subclaims}
+    return {
+        one.id: " ".join([_hash(one, seeds_of(one, run, fewer or {})), *_tests(one)]) for one in subclaims
+    }
+
+
+def seeds_of(subclaim: SubClaim, seeds: Sequence[int], fewer: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    """The seeds that all arms which it reads run; see `declared`."""
+    few = [set(fewer[arm]) for arm in dict(subclaim.reads()) if arm in fewer]
+    return tuple(sorted(set(seeds).intersection(*few)))
 
 
 def recorded_tests(value: str) -> dict[str, frozenset[str]]:

@@ -89,6 +89,14 @@ class Grid:
     values: Mapping[tuple[str, str], float]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A cell of a map: its shade from -1 (worse) over 0 to 1 (better), nan for white, and what is written in it."""
+
+    shade: float
+    text: str
+
+
 @contextlib.contextmanager
 def styled() -> Generator[None]:
     """Our settings on matplotlib's own defaults, whatever the user's are; theirs again afterwards."""
@@ -146,7 +154,6 @@ def grids(
     `labels` are those of rows, columns and the colours.
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     numbers = [value for grid in drawn for value in grid.values.values()]
     low, high = min(numbers), max(numbers)
@@ -162,34 +169,47 @@ def grids(
         for panel in panels[len(drawn) :]:
             panel.remove()
         for panel, grid in zip(panels, drawn, strict=False):
-            values = np.array(
-                [[grid.values.get((row, column), np.nan) for column in columns] for row in rows]
-            )
-            panel.imshow(values, cmap="cividis", vmin=low, vmax=high, aspect="auto")
-            panel.grid(visible=False)
+            texts = {place: format_number(value, format) for place, value in grid.values.items()}
+            _cells(panel, grid.values, texts, rows=rows, columns=columns, cmap="cividis", limits=(low, high))
             panel.set_title(grid.name, fontsize=10)
-            panel.set_xticks(range(len(columns)), columns)
-            panel.set_yticks(range(len(rows)), rows)
-            for (row, column), value in np.ndenumerate(values):
-                if np.isnan(value):
-                    panel.add_patch(
-                        Rectangle((column - 0.5, row - 0.5), 1, 1, hatch="///", fill=False, edgecolor="0.5")
-                    )
-                    continue
-                panel.text(
-                    column,
-                    row,
-                    format_number(value, format),
-                    ha="center",
-                    va="center",
-                    fontsize=SMALLEST,
-                    color=ink(panel.images[0].to_rgba(value)[:3]),
-                )
         for panel in panels[: len(drawn)]:
             panel.set(xlabel=labels[1], ylabel=labels[0])
         figure.colorbar(
             panels[0].images[0], ax=list(panels[: len(drawn)]), label=textwrap.fill(labels[2], 40)
         )
+        _frame(figure, title, notes)
+    return figure
+
+
+def tiles(
+    drawn: Mapping[tuple[str, str], Tile],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    notes: Sequence[str],
+) -> Figure:
+    """Cells by (row, column) from red over white to blue, which differ for the colour-blind too; one without a tile is
+    hatched.
+    """
+    from matplotlib.figure import Figure
+
+    written = [line for tile in drawn.values() for line in tile.text.split("\n")]
+    letters = max(10, *map(len, (*written, *" ".join(columns).split())))
+    names = [textwrap.fill(column, letters, break_long_words=False) for column in columns]
+    size = (
+        1.5 + 0.08 * max(map(len, rows)) + (0.08 * letters + 0.15) * len(columns),
+        1.8 + 0.45 * len(rows) + 0.17 * max(name.count("\n") + 1 for name in names),
+    )
+    with styled():
+        figure = Figure(figsize=(max(6.0, size[0]), size[1]), layout="constrained")
+        panel = figure.add_subplot()
+        shades = {place: tile.shade for place, tile in drawn.items()}
+        texts = {place: tile.text for place, tile in drawn.items()}
+        _cells(panel, shades, texts, rows=rows, columns=columns, cmap="RdBu", limits=(-1, 1))
+        panel.set_xticks(range(len(columns)), names)
+        bar = figure.colorbar(panel.images[0], ax=panel)
+        bar.set_ticks([-1, 0, 1], labels=["worse", "equal", "better"])
         _frame(figure, title, notes)
     return figure
 
@@ -283,6 +303,36 @@ def _line(axes: Axes, line: Line, name: str, band: bool) -> None:
 def _bar(estimate: Estimate) -> float | None:
     """The half width to draw: None for one seed, and where all seeds agree."""
     return estimate.half_width if estimate.half_width > 0 else None
+
+
+def _cells(
+    panel: Axes,
+    values: Mapping[tuple[str, str], float],
+    texts: Mapping[tuple[str, str], str],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cmap: str,
+    limits: tuple[float, float],
+) -> None:
+    """Numbers by (row, column) as colours, with their texts; a cell without a number is hatched."""
+    from matplotlib.patches import Rectangle
+
+    numbers = np.array([[values.get((row, column), np.nan) for column in columns] for row in rows])
+    image = panel.imshow(numbers, cmap=cmap, vmin=limits[0], vmax=limits[1], aspect="auto")
+    panel.grid(visible=False)
+    panel.set_xticks(range(len(columns)), columns)
+    panel.set_yticks(range(len(rows)), rows)
+    for (row, column), number in np.ndenumerate(numbers):
+        text = texts.get((rows[row], columns[column]))
+        if text is None:
+            panel.add_patch(
+                Rectangle((column - 0.5, row - 0.5), 1, 1, hatch="///", fill=False, edgecolor="0.5")
+            )
+            continue
+        red, green, blue, opacity = image.to_rgba(number)  # a nan leaves the page white
+        colour = ink((red, green, blue) if opacity else "white")
+        panel.text(column, row, text, ha="center", va="center", fontsize=SMALLEST, color=colour)
 
 
 def _axis(axes: Axes, which: str, axis: Axis) -> None:

@@ -2,96 +2,32 @@
 
 A spec says which values of the rows go where, `draw` reads them and `research.analysis.drawing` draws them. Every
 mean has its 95 % t interval over seeds. An arm looks the same in all figures of a study, and a line of several arms
-looks as its first one or, in a `Response`, as the arm whose name it has.
+looks as its first one or, in a `Response`, as the arm whose name it has. All specs have their names here.
 """
 
 from __future__ import annotations
 
 import abc
+import collections
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from research.analysis import drawing, marking, readings, results, tables
+from research.analysis import drawing, marking, readings, tables
+from research.analysis.differences import Differences as Differences
+from research.analysis.differences import Task as Task
 from research.analysis.drawing import Axis, Grid, Line, Mark
 from research.analysis.drawing import save as save
 from research.analysis.readings import Cells, FigureError
-from research.analysis.results import Row
+from research.analysis.specs import OfArms
+from research.analysis.specs import Spec as Spec
+from research.analysis.specs import alt as alt
 from research.analysis.statistics import mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Spec(abc.ABC):
-    """What all figures have.
-
-    Attributes:
-      name: of the files, without a suffix.
-      title: above the figure.
-      caption: for below it, where it is shown, and in its alternative text.
-      arms: those that are shown; all of the study's where none are named.
-    """
-
-    name: str
-    title: str
-    caption: str = ""
-    arms: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise FigureError(
-                f"name = {self.name!r} of a figure: expected letters, digits, '_', '-' and '.' only"
-            )
-
-    def draw(self, rows: Sequence[Row], arms: Sequence[str], seeds: Sequence[int] | None = None) -> Figure:
-        """The figure of the rows of these arms.
-
-        Args:
-          rows: of the study at one scale.
-          arms: of the study, in order, which decides how each looks.
-          seeds: those declared; without them, those that any of the rows shown has.
-
-        Raises:
-          FigureError: no rows, or an unknown arm or path.
-          ResultError: two rows of one arm and seed.
-        """
-        return self._figure(self._cells(rows, arms, seeds), arms)
-
-    @abc.abstractmethod
-    def _figure(self, cells: Cells, arms: Sequence[str]) -> Figure: ...
-
-    @abc.abstractmethod
-    def _words(self, cells: Cells, arms: Sequence[str]) -> Iterator[str]:
-        """What there is to see, sentence by sentence."""
-
-    def _cells(self, rows: Sequence[Row], arms: Sequence[str], seeds: Sequence[int] | None) -> Cells:
-        for arm in self.arms:
-            self._check_known(arm, arms)
-        shown = self.arms or tuple(arms)
-        found = [row for row in rows if row.arm in shown]
-        declared = tuple(sorted({row.seed for row in found}) if seeds is None else seeds)
-        found = results.select(found, shown, declared)
-        if not found:
-            raise FigureError(
-                f"figure {self.name}: no rows of {', '.join(shown) or 'any arm'}; launch the study"
-            )
-        return Cells(every=rows, rows=found, arms=shown, seeds=declared)
-
-    def _check_known(self, arm: str, arms: Sequence[str]) -> None:
-        if arm not in arms:
-            near = readings.meant(arm, arms)
-            raise FigureError(f"figure {self.name}: no arm {arm!r}{near}; change Table.figures of the study")
-
-
-def alt(spec: Spec, rows: Sequence[Row], arms: Sequence[str], seeds: Sequence[int] | None = None) -> str:
-    """The figure in words with its main numbers, for who cannot see it; arguments and errors are those of `draw`."""
-    said = [spec.title, spec.caption, *spec._words(spec._cells(rows, arms, seeds), arms)]
-    return " ".join(f"{sentence.rstrip('.')}." for sentence in said if sentence)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +41,7 @@ class Content:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lines(Spec):
+class Lines(OfArms):
     """A figure of lines or single points. Labels are made of the paths where none are given."""
 
     x_label: str = ""
@@ -172,7 +108,8 @@ class Frontier(Lines):
 
     Attributes:
       x, y: paths of numbers in a row.
-      lines: arms that are joined in order, by the line's name, such as the strengths of a remedy.
+      lines: arms that are joined in order, by the line's name, such as the strengths of a remedy, or one architecture
+        after once, twice and four times the training.
     """
 
     x: str
@@ -196,8 +133,14 @@ class Frontier(Lines):
             self._line(marking.joined(name, arms.index(joined[0]), (marks[arm] for arm in joined)))
             for name, joined in (named | {arm: (arm,) for arm in alone}).items()
         ]
-        counts = {arm: 0 if mark is None else len(mark.seeds) for arm, mark in marks.items()}
-        return Content(lines=drawn, missing=cells.missing(counts))
+        missing = cells.missing(
+            {(arm, arm): 0 if mark is None else len(mark.seeds) for arm, mark in marks.items()}
+        )
+        ran = collections.Counter(row.arm for row in cells.rows)
+        for label, found in zip(self._labels(), (xs, ys), strict=True):
+            if lacking := [arm for arm in cells.arms if len(found[arm].get((), {})) < ran[arm]]:
+                missing.append(f"rows without {label}: {', '.join(lacking)}")
+        return Content(lines=drawn, missing=missing)
 
     def _line(self, line: Line) -> Line:
         return dataclasses.replace(line, directed=len(line.marks) > 1)
@@ -271,9 +214,9 @@ class Curves(Lines):
                 marking.point(label, dict.fromkeys(ys, places[label]), ys) for label, ys in by_label.items()
             )
             drawn.append(marking.joined(arm, arms.index(arm), marks))
-            counts[arm] = len({seed for ys in by_label.values() for seed in ys})
+            counts[arm, arm] = whole = len({seed for ys in by_label.values() for seed in ys})
             counts |= {
-                f"{arm} at {label}": len(ys) for label, ys in by_label.items() if len(ys) < counts[arm]
+                (arm, f"{arm} at {label}"): len(ys) for label, ys in by_label.items() if len(ys) < whole
             }
         ticks = {place: label for label, place in places.items()}
         return Content(lines=drawn, missing=cells.missing(counts), places=ticks, named=named)
@@ -315,7 +258,7 @@ class Response(Lines):
             return marking.joined(name, arms.index(name if name in members else members[0]), marks)
 
         drawn = [line(name, members) for name, members in lines.items()]
-        missing = cells.missing({arm: len(found[arm].get((), {})) for arm in cells.arms})
+        missing = cells.missing({(arm, arm): len(found[arm].get((), {})) for arm in cells.arms})
         if unbound := sorted({row.arm for row in cells.rows} - values.keys()):
             missing.append(f"without {self.binding}: {', '.join(unbound)}")
         ticks = {place: value for value, place in places.items()}
@@ -323,7 +266,7 @@ class Response(Lines):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeatMap(Spec):
+class HeatMap(OfArms):
     """A grid of each arm, such as the score at each length (rows) and depth (columns): means over seeds, a panel
     an arm, on one colour scale.
 
@@ -346,11 +289,11 @@ class HeatMap(Spec):
                 (row, column): mean_interval(ys.values()).mean for (row, column), ys in by_label.items()
             }
             grids.append(Grid(name=arm, values=values))
-            counts[arm] = len({seed for ys in by_label.values() for seed in ys})
+            counts[arm, arm] = whole = len({seed for ys in by_label.values() for seed in ys})
             counts |= {
-                f"{arm} at {row}, {column}": len(ys)
+                (arm, f"{arm} at {row}, {column}"): len(ys)
                 for (row, column), ys in by_label.items()
-                if len(ys) < counts[arm]
+                if len(ys) < whole
             }
         return grids, cells.missing(counts)
 

@@ -30,13 +30,13 @@ class Cells:
     Attributes:
       every: rows.
       rows: those of `arms` and `seeds`, at most one of both.
-      arms, seeds: what was declared.
+      arms, seeds: what was declared; the seeds by arm.
     """
 
     every: Sequence[Row]
     rows: Sequence[Row]
     arms: tuple[str, ...]
-    seeds: tuple[int, ...]
+    seeds: Mapping[str, Sequence[int]]
 
     def numbers(self, path: str, depth: int = 0) -> Mapping[str, Mapping[Labels, Seeds]]:
         """What the rows have at a path, by arm, labels and seed, where a number has `depth` labels.
@@ -76,10 +76,13 @@ class Cells:
             )
         return found
 
-    def missing(self, counts: Mapping[str, int]) -> list[str]:
-        """A note of what not every seed has, by how many have it."""
-        declared = len(self.seeds)
-        lacking = [f"{name} ({count}/{declared} seeds)" for name, count in counts.items() if count < declared]
+    def missing(self, counts: Mapping[tuple[str, str], int]) -> list[str]:
+        """A note of what not every seed of its arm has; `counts`: how many have it, by the arm and its own name."""
+        lacking = [
+            f"{name} ({count}/{len(self.seeds[arm])} seeds)"
+            for (arm, name), count in counts.items()
+            if count < len(self.seeds[arm])
+        ]
         return [f"missing: {', '.join(lacking)}"] if lacking else []
 
     def _check(self, path: str, depth: int) -> None:

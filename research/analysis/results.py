@@ -19,7 +19,8 @@ class Row:
     `key` hashes what determines the result: the experiment with its seed, and the data; `design` the
     same without the seed, so that all rows of an arm share it. `config` is the operative gin text.
     Losses are nats per target token, memory is bytes, time is seconds. A timing value is None where
-    it was taken beside other work (parallel workers, a shared process). A metric is a number, or a
+    it was taken beside other work (parallel workers, a shared process), and may lack what is measured
+    only where a table shows it. A metric is a number, or a
     mapping from labels (lengths, temperatures, ...) to numbers.
 
     `code` says which code it comes from (`fingerprint`), which code it was last compared with

@@ -42,6 +42,9 @@ MEASURES: dict[str, Measure] = {
     "tokens_seen": Measure(path="budget.tokens_seen", label="tokens seen", **_MEGA),
     "loss_tokens": Measure(path="budget.loss_tokens", label="loss tokens", **_MEGA),
     "tokens_per_second": Measure(path="timing.tokens_per_second", label="tokens per second", format=",.0f"),
+    "latency": Measure(
+        path="timing.latency_seconds", label="latency of one window", size=1e-3, unit=" ms", format=".2f"
+    ),
     "wall_seconds": Measure(path="timing.wall_seconds", label="wall time", unit=" s", format=".1f"),
     "peak_memory": Measure(
         path="timing.peak_memory_bytes", label="peak memory", size=2**20, unit=" MiB", format=".1f"
@@ -66,8 +69,7 @@ def build(
     arms: Sequence[str],
     seeds: Sequence[int],
     columns: Sequence[str],
-    baseline: str | Mapping[str, str] | None = None,
-    groups: Mapping[str, str] | None = None,
+    baseline: str | None = None,
 ) -> Table:
     """One line for each arm, in the order given; rows of other arms and seeds are left out.
 
@@ -75,25 +77,26 @@ def build(
     width of the 95 % t interval over seeds, or one number where the seeds agree or there is one
     seed. With a baseline, `loss` is followed by its difference to the baseline, paired by seed and
     marked where it is significant after Holm's correction over all differences that the table
-    declares, run or not. Losses of different objectives do not compare, so with `groups` (arm ->
-    objective group) `baseline` names an arm for each group, and an arm is compared with its own
-    group's only.
+    declares, run or not. Losses of different objectives do not compare: they stand in tables of their own.
 
-    Raises TableError for an unknown column, arm or group, a row without a column's value, a value
+    Raises TableError for an unknown column or baseline, a row without a column's value, a value
     that is no number, and rows that do not compare; results.ResultError for two rows of one arm
     and seed.
     """
     measures = {name: measure(name) for name in columns}
-    baselines = _baselines(arms, baseline, groups)
+    if baseline is not None and baseline not in arms:
+        raise TableError(
+            f"baseline {baseline!r}: expected one of the arms {list(arms)}; change the study's comparisons"
+        )
     rows = results.select(rows, arms, seeds)
     check_comparable(rows)
     by_arm = {arm: [row for row in rows if row.arm == arm] for arm in arms}
 
-    differences = set(baselines.values()) if "loss" in columns else set()
+    differences = baseline is not None and "loss" in columns
     compared = {
-        arm: _compared(by_arm[arm], by_arm[other], rows)
-        for arm, other in baselines.items()
-        if differences and arm != other
+        arm: _compared(by_arm[arm], by_arm[baseline], rows)
+        for arm in arms
+        if baseline is not None and differences and arm != baseline
     }
     family = {arm: math.nan if one is None else one.p for arm, one in compared.items()}
     significant = {arm for arm, p in statistics.holm(family).items() if p < LEVEL}
@@ -101,16 +104,14 @@ def build(
     for name in columns:
         heads.append(Column(name=name, label=measures[name].label, measure=measures[name]))
         if name == "loss" and differences:
-            only = next(iter(differences)) if len(differences) == 1 else "the group's baseline"
-            heads.append(Column(name="difference", label=f"difference to {only}"))
+            heads.append(Column(name="difference", label=f"difference to {baseline}"))
     lines = []
     for arm in arms:
         cells = []
         for head in heads:
             if head.name == "difference":
-                is_baseline = arm == baselines.get(arm)
                 marked = arm in significant
-                cells.append(_difference(compared.get(arm), len(by_arm[arm]), is_baseline, marked))
+                cells.append(_difference(compared.get(arm), len(by_arm[arm]), arm == baseline, marked))
             else:
                 found = values(by_arm[arm], rows, measures[head.name])
                 cells.append(_cell(measures[head.name], found, rows=len(by_arm[arm])))
@@ -118,44 +119,9 @@ def build(
     notes = [_provenance(rows, seeds), *_stale(rows)]
     if differences:
         notes.append(_of_differences(list(compared.values())))
-    if len(differences) > 1 and groups is not None:
-        named = {groups[arm]: baselines[arm] for arm in arms if arm in baselines}
-        listed = ", ".join(f"{arm} for {group}" for group, arm in named.items())
-        notes.append(f"Baselines, one for each objective: {listed}.")
     if any(line.found == 1 for line in lines):
         notes.append("An arm with one seed has no interval.")
     return Table(columns=tuple(heads), lines=tuple(lines), notes=tuple(notes))
-
-
-def _baselines(
-    arms: Sequence[str],
-    baseline: str | Mapping[str, str] | None,
-    groups: Mapping[str, str] | None,
-) -> dict[str, str]:
-    """The arm that each arm is compared with; an arm of a group without a baseline has none."""
-    if baseline is None:
-        return {}
-    if isinstance(baseline, str):
-        if groups is not None:
-            raise TableError(
-                f"baseline {baseline!r}: one arm for several groups, expected a group -> arm "
-                "mapping; change the study's baselines"
-            )
-        baseline, groups = {"all": baseline}, dict.fromkeys(arms, "all")
-    groups = groups or {}
-    for arm in arms:
-        if arm not in groups:
-            raise TableError(
-                f"arm {arm!r}: in no group, expected one of {sorted(baseline)}; change the study's groups"
-            )
-    for group, arm in baseline.items():
-        if arm not in arms or groups[arm] != group:
-            members = [member for member in arms if groups[member] == group]
-            raise TableError(
-                f"baseline {arm!r} of group {group!r}: expected one of its arms {members}; change "
-                "the study's baselines"
-            )
-    return {arm: baseline[groups[arm]] for arm in arms if groups[arm] in baseline}
 
 
 def check_comparable(rows: Sequence[Row]) -> None:
@@ -218,7 +184,8 @@ def values(own: Iterable[Row], every: Iterable[Row], of: Measure) -> dict[int, f
 
     Args:
       own: rows of the arm.
-      every: of the table. What none of them has is an error, what only other arms have is not.
+      every: of the table. A metric or timing that none of them has is an error, what only other rows have is not; nor
+        is a timing in MEASURES, which may be taken long after the row was made.
       of: what is read.
 
     Raises:
@@ -229,7 +196,7 @@ def values(own: Iterable[Row], every: Iterable[Row], of: Measure) -> dict[int, f
         try:
             value = row.value(of.path)
         except KeyError as error:
-            if not of.path.startswith("metrics.") or not any(_has(other, of.path) for other in every):
+            if not _may_lack(every, of.path):
                 raise TableError(error.args[0]) from None
             continue
         if isinstance(value, Mapping):
@@ -247,6 +214,14 @@ def values(own: Iterable[Row], every: Iterable[Row], of: Measure) -> dict[int, f
         elif math.isfinite(value):
             found[row.seed] = value
     return found
+
+
+def _may_lack(every: Iterable[Row], path: str) -> bool:
+    """Whether a row may lack what is at a path, while a path that is wrong is told."""
+    section = path.partition(".")[0]
+    if section == "timing" and any(one.path == path for one in MEASURES.values()):
+        return True
+    return section in ("metrics", "timing") and any(_has(row, path) for row in every)
 
 
 def _has(row: Row, path: str) -> bool:

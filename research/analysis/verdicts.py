@@ -19,6 +19,7 @@ from research.analysis.claims import (
     key_of_control,
     recorded_tests,
     require_distinct,
+    seeds_of,
 )
 from research.analysis.decisions import (
     ALPHA,
@@ -99,12 +100,14 @@ def judge(
     scale: str,
     arms: Collection[str],
     seeds: Sequence[int],
+    fewer: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[Finding, ...]:
     """The sub-claims of a study with their verdicts.
 
     Args:
       rows: of the study at this scale, whatever arm and seed they are of.
       arms, seeds: those that the study declares at this scale.
+      fewer: by arm, the seeds of those that run not all of them.
 
     Raises:
       ClaimError: an arm that the study lacks, a metric that is a series, an id twice or more than MOST_TESTS tests.
@@ -113,11 +116,13 @@ def judge(
     _check(subclaims, study, arms)
     stored = list(rows)
     by_arm = {arm: results.select(stored, [arm], seeds) for arm in arms}
-    present = declared(subclaims, seeds)
+    own = dict.fromkeys(arms, seeds) | dict(fewer or {})
+    run = {one.id: seeds_of(one, seeds, own) for one in subclaims}
+    present = declared(subclaims, seeds, own)
     families = _families([*present.values(), *(value for row in stored for value in row.rules.values())])
     level = ALPHA / max(1, len(families["difference"]))
 
-    blocked = {one.id: _blocked(one, present[one.id], stored, by_arm, seeds) for one in subclaims}
+    blocked = {one.id: _blocked(one, present[one.id], stored, by_arm, run[one.id], own) for one in subclaims}
     rules: dict[str, Outcome] = {
         key_of(one.rule): _measured(one.rule, by_arm, level) for one in subclaims if blocked[one.id] is None
     }
@@ -125,7 +130,7 @@ def judge(
         key_of_control(control): _control(control, by_arm, level)
         for one in subclaims
         for control in one.controls
-        if not _missing(_values(control, by_arm), by_arm, seeds)
+        if not _missing(_values(control, by_arm), by_arm, run[one.id])
     }
     p = _corrected(families, rules, controls)
     return tuple(
@@ -135,7 +140,7 @@ def judge(
             p,
             by_arm,
             (*_rejections(one, controls, p), *_dirty(one, by_arm)),
-            seeds,
+            run[one.id],
         )
         for one in subclaims
     )
@@ -191,14 +196,23 @@ def _families(records: Iterable[str]) -> dict[Family, set[str]]:
 
 
 def _blocked(
-    subclaim: SubClaim, present: str, stored: Sequence[Row], rows: Rows, seeds: Sequence[int]
+    subclaim: SubClaim,
+    present: str,
+    stored: Sequence[Row],
+    rows: Rows,
+    seeds: Sequence[int],
+    own: Mapping[str, Sequence[int]],
 ) -> Undecidable | None:
-    """Why the sub-claim cannot be judged by its rows, or None where it can."""
-    arms = dict(subclaim.reads())
+    """Why the sub-claim cannot be judged by its rows, or None where it can; `own`: the seeds of each arm."""
+    arms = dict(subclaim.deciding())
     involved = [row for arm in arms for row in rows[arm]]
     if any(row.rules.get(subclaim.id) != present for row in involved):
         return Undecidable(Verdict.EXPLORATORY, "the rule or the declared seeds were changed after the runs")
-    more = {row.seed for row in stored if row.arm in arms and subclaim.id in row.rules} - set(seeds)
+    more = {
+        row.seed
+        for row in stored
+        if row.arm in arms and subclaim.id in row.rules and row.seed not in own[row.arm]
+    }
     if more:
         were, are = ("were", "are") if len(more) > 1 else ("was", "is")
         return Undecidable(Verdict.EXPLORATORY, f"{_seeds(more)} {were} run and {are} not declared")

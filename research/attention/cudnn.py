@@ -8,6 +8,8 @@ The log-sum-exp is not offered: jax.nn rounds it to half precision and drops its
 """
 
 import math
+import os
+import re
 from typing import Any
 
 import jax
@@ -19,6 +21,9 @@ from research.attention.masks import Causal, Full, Mask, Same, Slots, Window
 
 DTYPES = ("bfloat16", "float16")
 WIDEST = 128  # features a head: what every cuDNN GPU can do
+# XLA writes what these ask for into the first of several equal backward passes only and then cannot find the others:
+# "IndexError: raw_hash_map<>::at" (openxla/xla pull request 46500).
+DETERMINISTIC = r"--xla_gpu_(?:deterministic_ops|exclude_nondeterministic_ops)(?:=(?:true|1))?(?:\s|$)"
 
 
 def attend(
@@ -92,7 +97,9 @@ def refuses(
     """Why this backend cannot honour a call, in one line; None where it can."""
     dtypes = {x.dtype.name for x in (q, k, v)}
     width, v_width, queries, keys = q.shape[-1], v.shape[-1], q.shape[-3], k.shape[-3]
-    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
+    if asked := re.search(DETERMINISTIC, os.environ.get("XLA_FLAGS", "")):
+        found = f"XLA_FLAGS has {asked[0].strip()} (train.deterministic sets it), expected none: XLA then loses kernels"
+    elif len(dtypes) > 1 or not dtypes <= set(DTYPES):
         found = f"{' and '.join(sorted(dtypes))}, expected one of {' or '.join(DTYPES)}"
     elif bias is not None:
         found = f"a bias {type(bias).__name__}, expected None"

@@ -1,11 +1,10 @@
-"""Synthetic tasks on numbers: addition written as text, and linear regression in context."""
+"""Synthetic tasks on numbers: addition written as text."""
 
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float64, Int32, Int64
 
-from research.data.synthetic import Numbered, SymbolTask, TextTask, written
+from research.data.synthetic import TextTask, written
 from research.data.tokenizers import Tokenizer
 from research.data.windows import TokenWindow
 
@@ -62,101 +61,3 @@ class Addition(TextTask):
         if carry or self.pad:
             total.append(str(carry))
         return "".join(total if self.reverse else reversed(total))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearRegression(SymbolTask):
-    """Points of a random linear function, one after another: x_1 y_1 x_2 y_2 ..., each y to be predicted.
-
-    Garg et al. 2022: w ~ N(0, I), x ~ N(0, I), y = w.x + noise; the optimum without noise is least squares. Different:
-    there x and y enter as real vectors; here each coordinate of x and each y becomes one symbol, the number of its bin
-    among `bins` of equal width within three standard deviations of 0; what lies beyond goes into the outermost.
-
-    Attributes:
-      dimensions: of x.
-      points: in a sample.
-      noise: standard deviation of what is added to y.
-      bins: how many levels, the symbols 0 to bins - 1.
-    """
-
-    dimensions: int = 5
-    points: int = 11
-    noise: float = 0.0
-    bins: int = 64
-
-    def __post_init__(self):
-        for name, least in (("dimensions", 1), ("points", 2), ("noise", 0), ("bins", 2)):
-            if not getattr(self, name) >= least:
-                raise ValueError(
-                    f"LinearRegression.{name} = {getattr(self, name)}: expected at least {least}"
-                )
-
-    @property
-    def tokens(self) -> int:
-        """Length of every sample."""
-        return self.points * (self.dimensions + 1)
-
-    @property
-    def needs(self) -> int:
-        """One for each bin."""
-        return self.bins
-
-    @property
-    def limits(self) -> Float64[np.ndarray, " columns"]:
-        """Where the outermost bins end, on both sides of 0: of the coordinates of x, and last of y."""
-        spread = np.sqrt(self.dimensions + self.noise**2)
-        return 3 * np.append(np.ones(self.dimensions), spread)
-
-    def draw(
-        self, rng: np.random.Generator
-    ) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "n d"], Float64[np.ndarray, " n"]]:
-        """Real weights, points and their y."""
-        w = rng.standard_normal(self.dimensions)
-        x = rng.standard_normal((self.points, self.dimensions))
-        # A product by a library for matrices would differ between machines in the last bit.
-        y = (x * w).sum(-1) + self.noise * rng.standard_normal(self.points)
-        return w, x, y
-
-    def write(self, rng: np.random.Generator, size: int) -> Numbered:
-        """The bins of a draw; every y is scored, the first too, though nothing tells of it yet."""
-        _, x, y = self.draw(rng)
-        scored = np.tile(np.arange(self.dimensions + 1) == self.dimensions, (self.points, 1))
-        return self._bins(np.column_stack([x, y])).ravel(), scored.ravel()
-
-    def answer(self, before: list[int], size: int) -> int:
-        """The bin of the least-squares prediction, from the centres of the bins before.
-
-        It is no exact solver: the true y may lie in another bin, because of the noise and of what the bins leave out.
-        """
-        rows = self._centres(np.array([*before, 0]).reshape(-1, self.dimensions + 1))
-        guess = least_squares(rows[:, :-1], rows[:, -1])[-1]
-        return int(self._bins(np.append(np.zeros(self.dimensions), guess))[-1])
-
-    def values(
-        self, ids: Int32[np.ndarray, " m"], tokenizer: Tokenizer
-    ) -> tuple[Float64[np.ndarray, "n d"], Float64[np.ndarray, " n"]]:
-        """x and y that tokens of whole points stand for: the centres of their bins.
-
-        Raises:
-          ValueError: the tokens are no whole points, or some are no bins.
-        """
-        levels = self.symbols(tokenizer)[: self.bins]
-        if len(ids) % (self.dimensions + 1) or not np.isin(ids, levels).all():
-            raise ValueError(
-                f"LinearRegression.values got {len(ids)} tokens: expected {self.dimensions + 1} for each point, all of "
-                f"them among the first {self.bins} text ids"
-            )
-        rows = self._centres(np.searchsorted(levels, ids).reshape(-1, self.dimensions + 1))
-        return rows[:, :-1], rows[:, -1]
-
-    def _bins(self, rows: Float64[np.ndarray, "*n columns"]) -> Int64[np.ndarray, "*n columns"]:
-        levels = np.floor((rows / self.limits + 1) / 2 * self.bins)
-        return np.clip(levels, 0, self.bins - 1).astype(np.int64)
-
-    def _centres(self, bins: Int64[np.ndarray, "n columns"]) -> Float64[np.ndarray, "n columns"]:
-        return ((2 * bins + 1) / self.bins - 1) * self.limits
-
-
-def least_squares(x: Float64[np.ndarray, "n d"], y: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """At each point, the prediction of the least-squares fit to the points before it; of many fits, the smallest."""
-    return np.array([x[i] @ np.linalg.lstsq(x[:i], y[:i])[0] for i in range(len(x))])

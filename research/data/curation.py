@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from research.data import duplicates
-from research.data.documents import Corpus, Document, Item, split, together
+from research.data.documents import Corpus, Document, Item, Record, split, together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +172,37 @@ class Diversity(Curated):
         if self.characters is not None:
             items = _level(items, self.characters)
         return _by_name([*items, *parts["validation"], *parts["test"]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffledTargets(Curated):
+    """Records whose training targets are permuted among themselves: as many of each target, and nothing to learn of
+    what belongs to what. A negative control: whatever is measured of a model that was trained on them is chance.
+
+    Attributes:
+      corpus: of records.
+      validation, test, near_duplicates: as in `Data`.
+      seed: of the permutation.
+    """
+
+    def documents(self, data_dir: str | Path | None = None) -> tuple[Item, ...]:
+        """All records, by name; those held out are as they were.
+
+        Raises:
+          ValueError: the corpus has documents that are no records.
+        """
+        parts = self._split(data_dir)
+        records = [item for item in parts["train"] if isinstance(item, Record)]
+        if len(records) < len(parts["train"]):
+            raise ValueError(
+                f"ShuffledTargets.corpus = {self.corpus}: has documents, expected records; set it to a supervised task"
+            )
+        order = np.random.default_rng(self.seed).permutation(len(records))
+        changed = [
+            replace(record, turns=(*record.turns[:-1], records[other].turns[-1]))
+            for record, other in zip(records, order, strict=True)
+        ]
+        return _by_name([*changed, *parts["validation"], *parts["test"]])
 
 
 @dataclass(frozen=True, kw_only=True)

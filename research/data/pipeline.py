@@ -24,11 +24,11 @@ from research.data.augmentation import Noise, Transform
 from research.data.documents import SPLITS, Corpus, Item, fingerprint, split, together
 from research.data.layouts import Features, Layout
 from research.data.mixing import Draw, Mixture, Order, Part, cycle
-from research.data.objectives import CausalLM, Limits, Objective
+from research.data.objectives import CausalLM, Example, Limits, Objective
 from research.data.streams import Rows, Stream
 from research.data.tokenizers import Bytes, Tokenizer, TokenizerSource
 from research.data.weighting import HardExamples
-from research.data.windows import Format, Made, Plain, Synthetic, Tokenized
+from research.data.windows import Format, Made, Plain, Synthetic, Tokenized, spread
 
 Windows = Tokenized | Made
 
@@ -178,11 +178,7 @@ class Data:
     def _split(self, documents: list[tuple[Item, ...]]) -> list[dict[str, tuple[Item, ...]]]:
         """The documents of each part by split; what is alike in two parts is in one split too."""
         everything = [item for items in documents for item in items]
-        alike = (
-            ()
-            if self.near_duplicates is None
-            else duplicates.near(everything, threshold=self.near_duplicates)
-        )
+        alike = () if self.near_duplicates is None else _alike(tuple(everything), self.near_duplicates)
         keys = iter(together(everything, alike))
         grouped = [
             tuple(dataclasses.replace(item, group=next(keys)) for item in items) for items in documents
@@ -207,6 +203,11 @@ class Data:
                 f"{self.window} tokens, its records more, or the objective leaves them out; change Data.window"
             )
         return windows
+
+
+@functools.lru_cache(maxsize=2)  # data that differs in its objective or layout has the same documents
+def _alike(items: tuple[Item, ...], threshold: float) -> list[duplicates.Cluster]:
+    return duplicates.near(items, threshold=threshold)
 
 
 def _sha256(content: bytes) -> str:
@@ -327,6 +328,15 @@ class Dataset:
         rows = [[self.example(seed, Draw(0, 0, int(window)))] for window in ids]
         return self._batches(rows, lengths)
 
+    def placed(self, examples: Sequence[Example]) -> list[Batch]:
+        """Examples that were made elsewhere, one a row, the last batch filled with padding; to score them."""
+        most = Limits(0, 0, 0)
+        for one in examples:
+            given, asked = len(one.inputs), len(one.targets)
+            most |= Limits(given, asked, given + asked)
+        rows = [[self.data.layout(one, self.tokenizer)] for one in examples]
+        return self._batches(rows, self.data.layout.lengths(most))
+
     def draws(self, seed: int) -> Order:
         """Which window each training example is."""
         sizes = [len(windows["train"]) for windows in self.windows]
@@ -342,10 +352,7 @@ class Dataset:
 
     def _held_out(self, split: str, part: int) -> Iterator[Features]:
         windows, objective = self.windows[part][split], self.data.scored(self.data.parts[part])
-        chosen = np.unique(
-            np.linspace(0, len(windows) - 1, min(self.data.held_out, len(windows))).astype(int)
-        )
-        for i in chosen.tolist():
+        for i in spread(len(windows), self.data.held_out):
             rng = np.random.default_rng([*HELD_OUT, SPLITS.index(split), i])
             yield self.data.layout(objective(windows[i], rng, self.tokenizer), self.tokenizer)
 

@@ -78,15 +78,16 @@ class Subwords(Vocabulary):
     def pieces(self) -> tuple[bytes, ...]:
         """The bytes of text that each id stands for.
 
-        Exact for byte-level tokenizers. Otherwise they are the bytes of the token itself: those of WordPiece leave out
-        the blanks between words and whatever the normalizer removes, so bits per byte come out too high, and only
-        those of one tokenizer compare.
+        Exact for byte-level tokenizers, and but for the blank before a text for those of SentencePiece that change no
+        character (LLaMA's, not T5's). Otherwise they are the bytes of the token itself: those of WordPiece leave out
+        the blanks between words and whatever the normalizer removes, so bits per byte come out too high, and only those
+        of one tokenizer compare.
         """
         pieces = [b""] * self.vocab_size
         added = self._tokenizer.get_added_tokens_decoder()  # they are written as they are
         for i in np.asarray(self.text_ids).tolist():
             token = self._tokens[i]
-            pieces[i] = token.encode() if i - self.offset in added else _spelled(token, self._byte_level)
+            pieces[i] = token.encode() if i - self.offset in added else self._spelled(token)
         return tuple(pieces)
 
     def ready(self, texts: Iterable[str], data_dir: str | Path | None = None) -> "Subwords":
@@ -109,10 +110,13 @@ class Subwords(Vocabulary):
             ) from error
         return np.array(ids, np.int32) + np.int32(self.offset)
 
-    def _text(self, run: Iterable[int]) -> str:
+    def _text(self, run: Iterable[int], continues: bool) -> str:
         if self._byte_level:
-            return super()._text(run)
-        return self._tokenizer.decode([i - self.offset for i in run], skip_special_tokens=False)
+            return super()._text(run, continues)
+        if self._blanks is None:
+            return self._tokenizer.decode([i - self.offset for i in run], skip_special_tokens=False)
+        text = super()._text(run, continues)
+        return text if continues else text.removeprefix(self._blanks)
 
     @property
     def _setting(self) -> str:
@@ -135,6 +139,26 @@ class Subwords(Vocabulary):
     def _byte_level(self) -> bool:
         return isinstance(self._tokenizer.decoder, decoders.ByteLevel)
 
+    @cached_property
+    def _blanks(self) -> str | None:
+        """What SentencePiece puts before a text and is not shown, a blank or nothing; None: it is not SentencePiece's,
+        whose pieces together are the text, with "▁" for blanks.
+        """
+        if self._tokenizer.decoder is None:
+            return None
+        shown = self._tokenizer.decoder.decode(["▁a", "▁b"])
+        return {"a b": " ", " a b": ""}.get(shown)
+
+    def _spelled(self, token: str) -> bytes:
+        """The bytes that a token of the model's own vocabulary stands for."""
+        if self._byte_level and _LETTERS.keys() >= set(token):
+            return bytes(_LETTERS[letter] for letter in token)
+        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            return bytes.fromhex(token[3:5])  # a byte that SentencePiece falls back to
+        if isinstance(self._tokenizer.decoder, decoders.WordPiece):
+            return token.removeprefix("##").encode()
+        return token.replace("▁", " ").encode()
+
 
 def _letters() -> dict[str, int]:
     """The letter that byte-level tokenizers write each byte as (GPT-2: Radford et al. 2019, section 2.2).
@@ -147,15 +171,6 @@ def _letters() -> dict[str, int]:
 
 
 _LETTERS = _letters()
-
-
-def _spelled(token: str, byte_level: bool) -> bytes:
-    """The bytes that a token of a model's own vocabulary stands for."""
-    if byte_level and _LETTERS.keys() >= set(token):
-        return bytes(_LETTERS[letter] for letter in token)
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes.fromhex(token[3:5])  # a byte that SentencePiece falls back to
-    return token.removeprefix("##").replace("▁", " ").encode()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ class SymbolTask:
         """
         symbols = self.symbols(tokenizer)
         line, scored = self.write(rng, len(symbols))
-        return TokenWindow(symbols[line], scored)
+        return TokenWindow(symbols[line], scored, record=True)
 
     def oracle(self, window: TokenWindow, tokenizer: Tokenizer) -> Int32[np.ndarray, " n"]:
         """The right token of every scored place of a sample, each found from the tokens before it; 0 elsewhere."""

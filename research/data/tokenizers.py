@@ -84,8 +84,8 @@ class Tokenizer(TokenizerSource, Protocol):
         """The ids of a text as the encoder of an encoder-decoder reads them."""
         ...
 
-    def decode(self, ids: ArrayLike) -> str:
-        """The text of ids `[n]`; specials are shown by name."""
+    def decode(self, ids: ArrayLike, *, continues: bool = False) -> str:
+        """The text of ids `[n]`, which goes on from another text or not; specials are shown by name."""
         ...
 
     def byte_count(self, ids: ArrayLike) -> int:
@@ -171,11 +171,16 @@ class Vocabulary:
         layout = self.specials()
         return np.concatenate([layout.before, np.asarray(ids), layout.after]).astype(np.int32)
 
-    def decode(self, ids: ArrayLike) -> str:
+    def decode(self, ids: ArrayLike, *, continues: bool = False) -> str:
         """The text of ids `[n]`.
 
         Specials are shown as <bos>, <eos>, <mask>, <s0>, <s1>, ...; padding is dropped; bytes that aren't UTF-8, as a
         model may well write them, become U+FFFD.
+
+        Args:
+            ids: of one line.
+            continues: whether they go on from a text, so that a blank before their first word is one: SentencePiece
+                writes one before the first word of a text too, which is not shown.
 
         Raises:
             ValueError: `ids` isn't one line of whole numbers, or an id is outside the vocabulary.
@@ -189,7 +194,7 @@ class Vocabulary:
             if special:
                 parts.extend(names[i] for i in run)
             else:
-                parts.append(self._text(run))
+                parts.append(self._text(run, continues and not parts))
         return "".join(parts)
 
     def byte_count(self, ids: ArrayLike) -> int:
@@ -200,7 +205,7 @@ class Vocabulary:
         """
         return int(self._widths[self._checked(ids)].sum())
 
-    def _text(self, run: Iterable[int]) -> str:
+    def _text(self, run: Iterable[int], continues: bool) -> str:
         """The text of ids without specials."""
         pieces = self.pieces
         return b"".join(pieces[i] for i in run).decode(errors="replace")
@@ -352,7 +357,7 @@ class Symbols(Standard):
                 )
         return np.array([FIRST_TEXT + int(word[1:]) for word in words], np.int32)
 
-    def _text(self, run: Iterable[int]) -> str:
+    def _text(self, run: Iterable[int], continues: bool) -> str:
         return " ".join(f"v{i - FIRST_TEXT}" for i in run)
 
 

@@ -45,6 +45,11 @@ class TokenWindow:
         return int(unscored[-1]) + 1 if unscored.size else 0
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of the numbers from 0 to `count` - 1, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)).tolist()
+
+
 @runtime_checkable  # so that a config value can be checked against it
 class Synthetic(Protocol):
     """A task whose windows are made, not read."""
@@ -185,17 +190,21 @@ class Made:
         return self.count
 
     def __getitem__(self, i: int) -> TokenWindow:
+        return self.drawn(i)[0]
+
+    def drawn(self, i: int) -> tuple[TokenWindow, list[int]]:
+        """Window i, and the seed of the generator that the task made it with: what it drew can be drawn again."""
         if not 0 <= i < self.count:
             raise IndexError(i)  # ends an iteration
         for attempt in range(1000):
-            rng = np.random.default_rng([*MADE, SPLITS.index(self.split), i, attempt])
-            window = self.task.sample(rng, self.tokenizer)
+            seed = [*MADE, SPLITS.index(self.split), i, attempt]
+            window = self.task.sample(np.random.default_rng(seed), self.tokenizer)
             if len(window.ids) > self.most:
                 raise ValueError(
                     f"{self.task} made a window of {len(window.ids)} tokens, but Data.window = {self.most}; raise it"
                 )
             if self.bounds[0] <= place(window.ids.tobytes()) < self.bounds[1] and self.admits(window):
-                return window
+                return window, seed
         raise ValueError(
             f"{self.task} has too few windows for a {self.split} split that the objective takes; make the task larger, "
             "change Data.validation and Data.test, or the objective's bounds"

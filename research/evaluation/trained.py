@@ -21,6 +21,8 @@ class Trained:
       text: the data set, with its tokenizer.
       seed: of the run; whatever an evaluation draws depends on it.
       place: puts batches on the devices.
+      history: how its training went: validation loss in nats per target token by step, in order of steps; empty where
+        that is not known, as of published weights.
     """
 
     trainer: Trainer
@@ -28,6 +30,7 @@ class Trained:
     text: Dataset
     seed: int
     place: Callable[[Sequence[Batch]], Sequence[Batch]] = lambda batches: batches
+    history: Mapping[int, float] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable

@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from research.attention.positions import Llama3, Rotary
+from research.attention.rotary import frequencies
 from research.interop import llama
 from research.interop.architecture import Architecture, ConfigError, Settings
 from research.interop.gguf_file import File
@@ -62,6 +66,10 @@ ELSEWHERE = (
     "rope.scaling.yarn_beta_slow",
 )
 
+# What each rotary frequency is divided by, and the scalings of which that is known: of Llama 3.1 and of 3.2.
+FACTORS = "rope_freqs.weight"
+RELEASED = tuple(Llama3(factor=factor, trained=8192) for factor in (8.0, 32.0))
+
 
 def open_file(path: str | Path) -> Checkpoint:
     """The model in a GGUF file and its tokenizer; no array is read yet.
@@ -97,11 +105,6 @@ def settings(file: File) -> dict[str, Any]:
         there.need(f"{prefix}{name}")
     for name, values in ONLY.items():
         there.only(f"{prefix}{name}", *values)
-    if "rope_freqs.weight" in arrays:
-        raise ConfigError(
-            f"{file.place}: rope_freqs.weight scales rotary frequencies one by one (Llama 3.1), which we cannot read "
-            "back into settings; open the model's safetensors"
-        )
     said = {name: there.get(f"{prefix}{key}", None) for key, name in SETTINGS.items()}
     width = said["head_dim"] or said["hidden_size"] // said["num_attention_heads"]
     for name in ("rope.dimension_count", "attention.value_length"):
@@ -110,7 +113,7 @@ def settings(file: File) -> dict[str, Any]:
         said["vocab_size"] = arrays["token_embd.weight"].shape[0]
     return said | {
         "rms_norm_eps": there.need(f"{prefix}attention.layer_norm_rms_epsilon"),
-        "rope_scaling": _scaling(there, prefix),
+        "rope_scaling": _llama3(file, width, there, prefix) or _scaling(there, prefix),
         "attention_bias": "blk.0.attn_q.bias" in arrays,
         "mlp_bias": "blk.0.ffn_up.bias" in arrays,
         "tie_word_embeddings": "output.weight" not in arrays,
@@ -135,6 +138,29 @@ def _scaling(there: Settings, prefix: str) -> Mapping[str, Any]:
     }
 
 
+def _llama3(file: File, width: int, there: Settings, prefix: str) -> Mapping[str, Any]:
+    """`rope_scaling` of Llama 3.1 and 3.2, of which a file has only what each frequency is divided by; empty where it
+    has no such array.
+    """
+    if FACTORS not in file.specs():
+        return {}
+    if scaling := _scaling(there, prefix):
+        raise ConfigError(
+            f"{file.place}: {FACTORS} and {prefix}rope.scaling.factor = {scaling['factor']} both scale rotary "
+            "frequencies, expected one of them; open the model's safetensors"
+        )
+    base = there.number(f"{prefix}rope.freq_base", 10_000.0)
+    inverse, found = frequencies(width, base), file.read(FACTORS)
+    for scaling in RELEASED:
+        scaled, _ = scaling(inverse, base=base)
+        if found.shape == inverse.shape and np.allclose(found, inverse / scaled, rtol=1e-4, atol=0):
+            return llama.rope_parameters(Rotary(base=base, scaling=scaling))
+    raise ConfigError(
+        f"{file.place}: {FACTORS} does not say what Llama 3.1 (factor 8) or 3.2 (factor 32) does with {width} features "
+        f"and base {base}, expected one of them; open the model's safetensors"
+    )
+
+
 def rows(config: DecoderConfig) -> list[Row]:
     """Which arrays hold which parameters: as in a LLaMA's safetensors, by other names, and the features of queries
     and keys in another order: rotary pairs are neighbours.
@@ -148,4 +174,6 @@ def _renamed(theirs: str) -> str:
     return f"{block}{{layer}}.{NAMES[inner]}.{part}" if inner else f"{NAMES[name]}.{part}"
 
 
-LLAMA = Architecture(name="llama in GGUF", model=llama.LLAMA.model, rows=rows, ignored=r"\.attn_rot_embd$")
+LLAMA = Architecture(
+    name="llama in GGUF", model=llama.LLAMA.model, rows=rows, ignored=r"\.attn_rot_embd$|^rope_freqs\.weight$"
+)

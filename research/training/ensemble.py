@@ -62,7 +62,7 @@ class Solo:
     def initial(
         self, key: jax.Array, numbers: dict[str, Any], params: dict[str, Any] | None = None
     ) -> TrainState:
-        """The state before the first step, made where it lives. `params`: to start from; None: they are drawn."""
+        """The state before the first step, made where it lives. `params`: to start from; what is missing is drawn."""
         return self._initial(key, numbers, params=params)
 
     def join(self, states: Sequence[TrainState]) -> TrainState:

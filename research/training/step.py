@@ -11,9 +11,10 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from research.attention.masks import Mask
 from research.batch import Batch
-from research.models.families import EncoderDecoderConfig, FamilyConfig, Model
-from research.models.paths import path_of
+from research.models.families import DecoderConfig, EncoderDecoderConfig, FamilyConfig, Model
+from research.models.paths import named, path_of
 from research.models.stack import Stack
 from research.training import hyperparameters
 from research.training.losses import token_loss
@@ -109,7 +110,7 @@ class Trainer:
         steps: int,
         recipe: Recipe = Recipe(),  # noqa: B008
     ):
-        self._build = functools.partial(config.build, vocab=vocab)
+        self.config, self._build = config, functools.partial(config.build, vocab=vocab)
         self._vocab, self._optimizer, self._steps, self.recipe = vocab, optimizer, steps, recipe
         model = nnx.eval_shape(lambda: self._build(key=jax.random.key(0)))
         self._graph = nnx.graphdef(model)
@@ -125,6 +126,27 @@ class Trainer:
                 "dtype = 'bfloat16'"
             )
         self._remembering = next((s for s in stacks if s.config.memory is not None), None)
+
+    def under(self, mask: Mask) -> "Trainer":
+        """The functions of the same model under another mask, which takes the same parameters.
+
+        Raises:
+          ValueError: the model is no single stack, or blocks of it have masks of their own.
+        """
+        if not isinstance(self.config, DecoderConfig) or any(
+            block.mask is not None for block in self.config.stack.pattern
+        ):
+            raise ValueError(
+                f"{type(self.config).__name__} under another mask, {mask}: expected a single stack whose blocks "
+                "all see what DecoderConfig.mask shows"
+            )
+        return Trainer(
+            dataclasses.replace(self.config, mask=mask),
+            vocab=self._vocab,
+            optimizer=self._optimizer,
+            steps=self._steps,
+            recipe=self.recipe,
+        )
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -145,7 +167,10 @@ class Trainer:
           key: of the run.
           numbers: the hyperparameters that are data; None: the optimizer's and the recipe's own.
           rows: of a batch, for the memory of a stream.
-          params: to start from, as the model has them; None: they are drawn.
+          params: to start from, as the model has them; those that are missing are drawn. None: all are.
+
+        Raises:
+          ValueError: there are some that the model does not have.
         """
         numbers = {name: jnp.float32(value) for name, value in (numbers or self.numbers).items()}
         return self._initial(key, numbers, rows, params)
@@ -154,8 +179,11 @@ class Trainer:
     def _initial(
         self, key: Array, numbers: dict[str, Array], rows: int, params: dict[str, Any] | None
     ) -> TrainState:
-        if params is None:
-            params = nnx.to_pure_dict(nnx.state(self._build(key=key)))
+        given, drawn = named(params), nnx.to_pure_dict(nnx.state(self._build(key=key)))
+        if other := sorted(given.keys() - named(drawn).keys()):
+            raise ValueError(f"params has {', '.join(other)}: expected only what the model has")
+        # What is given is not drawn: the compiler leaves out what nothing uses.
+        params = jax.tree_util.tree_map_with_path(lambda path, leaf: given.get(path_of(path), leaf), drawn)
         optimizer, recipe = self._filled(numbers)
         return TrainState(
             step=jnp.int32(0),

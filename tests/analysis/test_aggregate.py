@@ -78,7 +78,7 @@ def test_scores_are_normalised_by_the_baselines_mean_and_the_range_of_all_runs()
     assert values["bad"][0] < 0 < values["good"][0]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.lists(st.lists(st.integers(-9, 9), min_size=4, max_size=4), min_size=2, max_size=4),
     st.floats(0.5, 100),

@@ -131,6 +131,55 @@ def test_arms_are_joined_in_the_order_of_their_line():
     assert "The first arm of a line is hollow." in note(figure)
 
 
+def test_a_line_through_arms_that_trained_longer_has_intervals_both_ways_on_a_logarithmic_axis():
+    arms = tuple(f"{base}@{times}x" for base in ("causal", "prefix") for times in (1, 2, 4))
+    losses = {arm: np.array([2.0, 2.1, 2.4]) - i / 10 for i, arm in enumerate(arms)}
+    found = [
+        row(arm, seed, {"loss": loss}, budget={"train_flops": 1e12 * int(arm[-2]) * (1 + seed / 100)})
+        for arm in arms
+        for seed, loss in enumerate(losses[arm])
+    ]
+    lines_of = {"causal": arms[:3], "prefix": arms[3:]}
+    spec = Frontier(name="c", title="t", x="budget.train_flops", y="metrics.loss", lines=lines_of, log_x=True)
+    figure = spec.draw(found, arms)
+    drawn = {label.replace("\n", " "): points for label, points in lines(figure).items()}
+    for name, members in lines_of.items():
+        expected = [
+            (1.01e12 * times, losses[arm].mean()) for times, arm in zip((1, 2, 4), members, strict=True)
+        ]
+        np.testing.assert_allclose(drawn[f"{name}: {', '.join(members)}"], expected)
+    half = mean_interval(losses["causal@1x"]).half_width
+    expected = sorted((loss.mean() - half, loss.mean() + half) for loss in losses.values())
+    np.testing.assert_allclose(bars(figure), expected)
+    assert figure.axes[0].get_xscale() == "log"
+    assert figure.axes[0].get_yscale() == "linear"
+
+
+def test_arms_whose_rows_lack_a_measure_are_named_with_it():
+    measured = {("causal", 0): 0.5, ("causal", 1): 0.6, ("causal", 2): None, ("prefix", 0): 0.7}
+    found = [
+        dataclasses.replace(
+            one,
+            timing={"latency_seconds": measured[one.arm, one.seed]}
+            if (one.arm, one.seed) in measured
+            else {},
+        )
+        for one in rows()
+    ]
+    spec = dataclasses.replace(FRONTIER, x="timing.latency_seconds", x_label="latency")
+    figure = spec.draw(found, ARMS)
+    np.testing.assert_allclose(lines(figure)["causal"], [[0.55, 5.005]])
+    np.testing.assert_allclose(lines(figure)["prefix"], [[0.7, 4]])
+    assert lines(figure)["encoder"] == []
+    said = "missing: causal (2/3 seeds), prefix (1/3 seeds), encoder (0/3 seeds)"
+    assert said in note(figure)
+    assert "rows without latency: causal, prefix, encoder" in note(figure)
+    assert f"{said}. rows without latency: causal, prefix, encoder." in figures.alt(spec, found, ARMS)
+    assert "rows without" not in note(FRONTIER.draw(found[:-1], ARMS))  # a row is missing, not a measure
+    with pytest.raises(FigureError, match=r"'timing.latency_seconds' is in no row, expected a number"):
+        spec.draw(rows(), ARMS)
+
+
 @pytest.mark.parametrize("spec", [FRONTIER, CURVES, RESPONSE], ids=lambda spec: spec.name)
 def test_a_single_seed_has_no_interval(spec):
     figure = spec.draw(rows(seeds=(4,)), ARMS)
@@ -217,6 +266,9 @@ def test_what_is_missing_is_named_and_stays_in_the_legend(spec):
     assert "missing: prefix (2/3 seeds), encoder (0/3 seeds)" in note(figure)
     assert "missing: prefix (2/3 seeds), encoder (0/3 seeds)." in figures.alt(spec, some, ARMS)
     assert "missing: causal (3/4 seeds)" in note(spec.draw(some, ARMS, (0, 1, 2, 3)))
+    # An arm that is to run fewer seeds lacks none that it does not run.
+    fewer = {"causal": (0, 1, 2, 3), "prefix": (0, 1), "encoder": ()}
+    assert "missing: causal (3/4 seeds)." in figures.alt(spec, some, ARMS, fewer)
     assert all(any(arm in text for text in words(figure)) for arm in ARMS)
 
 
@@ -292,6 +344,7 @@ def test_nothing_is_cut_off(spec):
         spec, title="A long title " * 12, **({"lines": {}} if "lines" in vars(spec) else {})
     )
     figure = spec.draw(rows(arms)[:-2], arms)
+    figure.draw_without_rendering()  # lays it out
     box = figure.get_tightbbox()
     assert min(box.x0, box.y0) >= -0.01
     assert box.x1 <= figure.get_figwidth() + 0.01

@@ -42,7 +42,7 @@ def cost(arm, vocab=64, rows=2, length=8):
     target=st.integers(-10, 2000),
     low=st.integers(1, 5),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_nearest_value_is_that_of_trying_all(growth, target, low):
     curve = np.cumsum(growth)
     high = low + len(curve) - 1

@@ -359,7 +359,7 @@ def test_advice_says_when_nothing_helps():
     usable=st.integers(1, 3000),
     multiple=st.sampled_from([1, 2, 3]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_largest_batch_is_that_of_trying_all(curve, usable, multiple):
     needed = np.cumsum(curve)
 

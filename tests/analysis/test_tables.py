@@ -33,6 +33,7 @@ def row(arm, seed, loss, *, key="0123456789abcdef", **changes):
         "metrics": {"loss": loss, "bits_per_byte": loss / 2},
         "timing": {
             "tokens_per_second": 12_345.6,
+            "latency_seconds": 0.00125,
             "wall_seconds": 61.25,
             "peak_memory_bytes": 3 * 2**20,
         },
@@ -99,6 +100,7 @@ def test_every_measure_reads_its_place_and_unit():
         "tokens_seen": "3.000 M",
         "loss_tokens": "1.500 M",
         "tokens_per_second": "12,346",
+        "latency": "1.25 ms",
         "wall_seconds": "61.2 s",
         "peak_memory": "3.0 MiB",
     }
@@ -132,21 +134,28 @@ def test_unmeasured_timing_is_no_number_and_part_of_it_is_counted():
     assert texts(build(some, columns=("wall_seconds",)))[0][2] == "61.2 s (n=1)"
 
 
-def test_losses_are_compared_inside_their_objective_group_only():
-    rows = CAUSAL + PREFIX + [row("masked", 0, 9.0), row("blank", 0, 8.0)]
-    groups = {"causal": "lm", "prefix": "lm", "masked": "mlm", "blank": "glm"}
-    options: dict[str, Any] = {"arms": ("causal", "prefix", "masked", "blank"), "groups": groups}
-    table = build(rows, baseline={"lm": "causal", "mlm": "masked"}, **options)
-    differences = [line[-1] for line in texts(table)]
-    assert differences == ["baseline", "-0.1000 ± 0.2484", "baseline", "n/a"]
-    assert table.columns[1].label == "difference to the group's baseline"
-    assert "Baselines, one for each objective: causal for lm, masked for mlm." in table.notes
-    with pytest.raises(TableError, match=r"'masked' of group 'lm'.*'causal', 'prefix'"):
-        build(rows, baseline={"lm": "masked"}, **options)
-    with pytest.raises(TableError, match="one arm for several groups"):
-        build(rows, baseline="causal", **options)
-    with pytest.raises(TableError, match="arm 'causal': in no group"):
-        build(rows, baseline={"lm": "causal"}, groups={"prefix": "lm"})
+def test_rows_from_before_a_timing_was_taken_show_none():
+    old = [dataclasses.replace(one, timing={"tokens_per_second": 5.0, "wall_seconds": 1.0}) for one in CAUSAL]
+    shown = texts(build([*old, *PREFIX], columns=("latency", "tokens_per_second")))
+    assert [line[2] for line in shown] == ["n/a", "1.25 ms"]
+    assert texts(build([*old[:2], CAUSAL[2]], columns=("latency",)))[0][2] == "1.25 ms (n=1)"
+    assert texts(build(old, columns=("latency",)))[0][2] == "n/a"  # nobody has it yet
+    with pytest.raises(TableError, match=r"no value 'timing.latency': 'latency' is not one of"):
+        build([*old, *PREFIX], columns=("timing.latency",))
+    only = dataclasses.replace(PREFIX[0], timing={"other": 2.0})
+    shown = texts(build([*old, only, *PREFIX[1:]], columns=("timing.other",)))
+    assert [line[2] for line in shown] == ["n/a", "2.0000 (n=1)"]
+    with pytest.raises(TableError, match=r"no value 'budget.other'"):
+        build(
+            [dataclasses.replace(one, budget={"other": 1}) for one in old] + PREFIX, columns=("budget.other",)
+        )
+
+
+def test_a_baseline_is_one_of_the_arms():
+    with pytest.raises(
+        TableError, match=r"baseline 'masked': expected one of the arms \['causal', 'prefix'\]"
+    ):
+        build(CAUSAL + PREFIX, baseline="masked")
 
 
 @pytest.mark.parametrize(
@@ -284,10 +293,10 @@ def results_dir(tmp_path):
 
 
 def test_a_study_is_rendered_from_its_files(results_dir):
-    table = tabulate.render(STUDY, results_dir)
+    table = tabulate.render(STUDY, results_dir)["table"]
     assert table == build(CAUSAL + PREFIX, columns=STUDY.table.columns, baseline="causal")
     into = tabulate.folder(STUDY, results_dir)
-    tabulate.write(STUDY, table, results_dir)
+    tabulate.write(STUDY, {"table": table}, results_dir)
     assert (into / "table.md").read_text(encoding="utf-8") == tables.markdown(table)
     assert (into / "table.csv").read_text(encoding="utf-8") == tables.csv(table)
     assert (into / "table.tex").read_text(encoding="utf-8") == tables.latex(table)
@@ -299,13 +308,13 @@ def test_a_study_without_rows_says_how_to_get_them(tmp_path):
 
 
 def test_the_readme_block_is_rewritten_and_nothing_else(results_dir, tmp_path):
-    table = tabulate.render(STUDY, results_dir)
+    table = tabulate.render(STUDY, results_dir)["table"]
     readme = tmp_path / "README.md"
     other = "<!-- table:architecture/small -->\nkept\n<!-- /table -->\n"
     start, end = "<!-- table:architecture/smoke -->", "<!-- /table -->"
     readme.write_text(f"# Top\n{other}\n{start}\nold\n{end}\nlast\n")
     for _ in range(2):
-        tabulate.update_block(readme, STUDY, table)
+        tabulate.update_blocks(readme, STUDY, {"table": table})
         expected = f"# Top\n{other}\n{start}\n{tables.markdown(table)}{end}\nlast\n"
         assert readme.read_text(encoding="utf-8") == expected
 
@@ -322,7 +331,7 @@ def test_a_readme_without_the_block_is_left_alone(tmp_path, text):
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(TableError, match=r"README\.md: no block <!-- table:architecture/smoke"):
-        tabulate.update_block(readme, STUDY, build(CAUSAL))
+        tabulate.update_blocks(readme, STUDY, {"table": build(CAUSAL)})
     assert readme.read_text() == text
 
 
@@ -337,10 +346,13 @@ def command_line(*arguments):
 
 
 def test_the_command_writes_and_prints(tmp_path):
+    drawn = {
+        "positions": {"loss": {"all": 2.1}},
+        "cuts": {"first": {"random": 2.1}},
+    }  # in the study's figures
     for each in CAUSAL:
-        results.save(
-            dataclasses.replace(each, arm="causal_lm"), tmp_path / "architecture" / "smoke" / "cells"
-        )
+        one = dataclasses.replace(each, arm="causal_lm", metrics={**each.metrics, **drawn})
+        results.save(one, tmp_path / "architecture" / "smoke" / "cells")
     done = command_line("--study=architecture", f"--results_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "2.1000 ± 1.2706" in done.stdout  # seeds 0 and 1, which are the study's

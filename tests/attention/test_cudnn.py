@@ -103,6 +103,29 @@ def test_auto_takes_the_next_backend(monkeypatch):
     assert core.choose("auto", needs_lse=True, **facts) is core.BACKENDS["blockwise"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "taken"),
+    [
+        ("--xla_gpu_deterministic_ops=true", "blockwise"),
+        ("--xla_a=1 --xla_gpu_exclude_nondeterministic_ops", "blockwise"),
+        ("--xla_gpu_deterministic_ops=false", "cudnn"),
+        ("--xla_gpu_deterministic_ops_of_another_kind=true", "cudnn"),
+    ],
+)
+def test_sums_in_one_order_are_left_to_blockwise(monkeypatch, flags, taken):
+    """XLA loses the second of two equal backward passes where it is told to be deterministic."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    q, k, v = inputs()
+    facts = {"q": q, "k": k, "v": v, "mask": Causal(), "q_slots": LINE, "k_slots": LINE}
+    assert core.choose("auto", **facts) is core.BACKENDS[taken]
+    if taken == "blockwise":
+        with pytest.raises(
+            ValueError, match=f"XLA_FLAGS has {flags.split()[-1]} .*; set StackConfig.backend to"
+        ):
+            core.choose("cudnn", **facts)
+
+
 @needs_gpu
 @pytest.mark.parametrize("groups", [H, 1])
 @pytest.mark.parametrize("slots", [LINE, DOCUMENTS], ids=["line", "documents"])

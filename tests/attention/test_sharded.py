@@ -357,6 +357,7 @@ def found(request, tmp_path_factory):
             paths = (TESTS.parent, TESTS, TESTS / "attention")
             environment = {
                 **os.environ,
+                "JAX_PLATFORMS": "cpu",  # which can be any number of devices
                 "PYTHONPATH": os.pathsep.join(map(str, paths)),
                 "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",

@@ -50,7 +50,7 @@ def test_protocols():
     assert all(isinstance(noise, Noise) for noise in NOISES)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 300), st.floats(0, 0.9), st.integers(1, 20), st.integers(0, 40), st.integers(0, 2**32))
 def test_copies_make_the_rate_and_the_rest_is_the_text_in_its_order(length, rate, least, more, seed):
     transform = Duplicate(rate=rate, least=least, most=least + more)
@@ -166,7 +166,7 @@ def test_the_number_of_edits_is_a_share_of_the_words_and_at_least_one():
     assert abs(np.mean(kept) - 40) < 0.6  # 4 standard errors
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), st.text(max_size=40)), max_size=5),
     st.integers(0, 2**32),
@@ -228,7 +228,7 @@ def test_wordnet_is_read_once_and_only_when_it_is_needed(monkeypatch):
     augmentation._wordnet.cache_clear()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 200), st.integers(0, 2**32), st.floats(0, 1), st.floats(1, 9), st.integers(0, 2))
 def test_noise_keeps_length_and_specials_and_its_rate(length, seed, rate, mean_span, which):
     noise = (

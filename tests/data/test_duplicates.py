@@ -99,7 +99,7 @@ def test_equal_shingles_need_no_equal_text():
     assert near(texts("a b a b a b a b", "a b a b a b a b a b"), threshold=1.0) == [(0, 1)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.sampled_from([0.5, 0.7, 0.8, 0.95]), st.sampled_from([1, 3, 5]))
 def test_clusters_are_the_closure_of_all_near_pairs(seed, threshold, size):
     rng = np.random.default_rng(seed)

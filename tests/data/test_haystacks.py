@@ -78,7 +78,7 @@ tasks = st.one_of(
 
 
 @given(tasks, seeds, st.sampled_from([Bytes(), Pairs()]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_solver_finds_what_the_generator_wrote(task, seed, tokenizer):
     window = task.sample(rng(seed), tokenizer)
     answers = task.oracle(window, tokenizer)
@@ -90,7 +90,7 @@ def test_the_solver_finds_what_the_generator_wrote(task, seed, tokenizer):
 
 
 @given(tasks, seeds)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_solver_reads_nothing_of_the_answer_and_contradicts_a_wrong_one(task, seed):
     window = task.sample(rng(seed), Bytes())
     ids = window.ids.copy()
@@ -102,7 +102,7 @@ def test_the_solver_reads_nothing_of_the_answer_and_contradicts_a_wrong_one(task
 
 
 @given(tasks, seeds)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_another_text_has_another_answer(task, seed):
     window = task.sample(rng(seed), Bytes())
     given_text, answer = text(window, Bytes())
@@ -114,7 +114,7 @@ def test_another_text_has_another_answer(task, seed):
 
 
 @given(tasks, seeds)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_sample_is_as_full_as_one_more_unit_of_filler_allows(task, seed):
     for tokenizer, width in ((Bytes(), 1), (Pairs(), 2)):
         spare = task.tokens - len(task.sample(rng(seed), tokenizer).ids)
@@ -146,7 +146,7 @@ def test_a_sample_is_a_function_of_the_generator(task):
 
 
 @given(st.floats(0, 1), st.integers(500, 3000), seeds, st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_needle_is_as_deep_as_it_should_be(depth, tokens, seed, many):
     task = Needle(tokens=tokens, depth=depth, keys=3) if many else Passkey(tokens=tokens, depth=depth)
     given_text, answer = text(task.sample(rng(seed), Bytes()), Bytes())
@@ -225,7 +225,7 @@ def test_common_words_come_as_often_as_they_should():
 
 
 @given(st.floats(1.2, 4), st.integers(1, 5), seeds)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_frequent_words_fall_with_their_rank_and_never_tie(alpha, words, seed):
     task = FrequentWords(tokens=200_000, words=words, alpha=alpha)
     for units in (0, 1, 7):
@@ -295,7 +295,7 @@ def test_what_cannot_be_is_refused_in_one_line(task, match):
 
 
 @given(tasks, seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_text_that_fits_to_the_token_is_kept(task, seed):
     window = task.sample(rng(seed), Bytes())
     exact = dataclasses.replace(task, tokens=len(window.ids))

@@ -173,7 +173,7 @@ def test_default_names_are_files_and_places(tmp_path):
     assert saved_corpus(tmp_path, ROWS).documents()[1].name == "train:000000001"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     texts=st.lists(
         st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), min_size=1, max_size=8

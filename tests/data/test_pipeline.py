@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from research.data import denoising, layouts, objectives
+from research.data import denoising, duplicates, layouts, objectives, pipeline
 from research.data.documents import Document, Record
 from research.data.mixing import Mixture, Part
 from research.data.pipeline import Data
@@ -280,6 +281,24 @@ def test_near_duplicates_are_in_one_split():
     corpus = dataclasses.replace(load(corpus=Versions()).data, window=500)
     assert not straddling(corpus.load())
     assert straddling(dataclasses.replace(corpus, near_duplicates=None).load())
+
+
+def test_near_duplicates_are_sought_once_for_the_same_documents(monkeypatch):
+    """Arms that differ in their objective or layout read the same ones, and to look takes longer than all the rest."""
+    sought = []
+
+    def near(items, threshold):
+        sought.append((len(items), threshold))
+        return duplicates.near(items, threshold=threshold)
+
+    pipeline._alike.cache_clear()
+    monkeypatch.setattr(pipeline, "duplicates", SimpleNamespace(near=near))
+    load(objectives.CausalLM())
+    load(objectives.PrefixLM(), layout=layouts.Split())
+    assert sought == [(100, 0.8)]
+    load(near_duplicates=0.9)
+    load(corpus=Sums(), objective=objectives.Seq2Seq())
+    assert sought == [(100, 0.8), (100, 0.9), (400, 0.8)]
 
 
 def test_held_out_batches_are_the_same_whenever_called():

@@ -163,6 +163,21 @@ def test_sentencepiece_blanks_and_bytes_are_counted(tmp_path):
     assert ids.tolist() == [1, 2, 3, 2, 4 + 0xC3, 4 + 0xA9]
     assert ready.byte_count(ids) == len(" the cat é".encode())
     assert ready.decode(ids) == "the cat é"
+    assert ready.decode(ids, continues=True) == " the cat é"
+    assert ready.decode([*ids[-2:], ids[-2]]) == "é\ufffd"  # whole, and half of one
+
+
+def test_only_wordpiece_marks_what_goes_on_in_a_word(tmp_path):
+    pieces = [(piece, -1.0) for piece in ("<unk>", "▁", "a", "##", "##s")]
+    tokenizer = hf.Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ready = FromFile(path=str(tmp_path)).ready(())
+    assert ready.byte_count([3, 4]) == 5
+    assert ready.decode(ready.encode("a ##s")) == "a ##s"
+    words = bert(tmp_path)
+    assert words.byte_count(words.encode("cats")) == 4
+    assert words.decode(words.encode("cats"), continues=True) == "cats"
 
 
 def test_specials_can_be_named(tmp_path, trained):

@@ -160,6 +160,19 @@ def test_elsewhere_a_loss_has_to_be_that_of_a_new_run(measured):
         assert "95 % of new runs, since processor differ" in said
 
 
+def test_on_another_number_of_cores_it_has_too_and_an_old_row_does_not_say(measured):
+    save, check, _ = measured
+    fewer = {**HERE, "cores": 1}
+    save("causal", 0, 2.0)
+    save("causal", 1, 2.1)
+    _, (said,) = check("causal:0", loss=2.01, environment=fewer)
+    assert said.endswith("since cores differ: agrees")
+    save("causal", 0, 2.0, environment={name: HERE[name] for name in HERE if name != "cores"})
+    failed, (said,) = check("causal:0", loss=2.01, environment=fewer)
+    assert failed
+    assert "within 0.0001" in said
+
+
 def test_cells_are_named_by_arm_or_seed(measured):
     save, check, seen = measured
     with pytest.raises(configs.ConfigError, match="no cell has a row of its experiment as it is now"):

@@ -189,7 +189,7 @@ def test_a_study_that_does_not_exist_is_one_line():
 
 
 def test_readme_shows_the_table_of_the_committed_rows():
-    table = tabulate.render(study.load("architecture", "smoke"), configs.ROOT / "results")
+    table = tabulate.render(study.load("architecture", "smoke"), configs.ROOT / "results")["table"]
     block = re.search(r"<!-- table:architecture/smoke -->\n(.*?)<!-- /table -->", README.read_text(), re.S)
     assert block is not None
     assert block[1] == tables.markdown(table)

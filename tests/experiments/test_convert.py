@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_models import LLAMA, QUIET, VOCAB, command, gin_of, planned, published
 
-from experiments import configs, convert, experiment, pretrained, writing
+from experiments import configs, convert, experiment, origins, pretrained, writing
 from experiments.folders import RunError, RunFolder
 from research.attention.masks import Causal, Prefix, Sinks, Window
 from research.attention.positions import Learned, T5Bias
@@ -85,9 +85,9 @@ def test_a_value_without_a_literal_is_refused():
 
 def test_from_a_published_model_to_a_run_and_back_nothing_changes_in_a_bit(tmp_path):
     place = published(tmp_path / "published")
-    origin = pretrained.opened(str(place), None)
+    origin = origins.opened(str(place), None)
     convert.to_run(origin, tmp_path / "run", QUIET)
-    run = pretrained.opened(str(tmp_path / "run"), None)
+    run = origins.opened(str(tmp_path / "run"), None)
     assert convert.kind(run) == "run"
     same(run.read(), origin.read())
     assert convert.to_hub(run, tmp_path / "again", None, QUIET) == "llama"
@@ -99,8 +99,8 @@ def test_from_a_published_model_to_a_run_and_back_nothing_changes_in_a_bit(tmp_p
     )
     ids = {f"{role}_token_id": getattr(Bytes(), role) for role in ("pad", "bos", "eos")}
     assert after == before | ids
-    convert.to_run(pretrained.opened(str(tmp_path / "again"), None), tmp_path / "second", QUIET)
-    second = pretrained.opened(str(tmp_path / "second"), None)
+    convert.to_run(origins.opened(str(tmp_path / "again"), None), tmp_path / "second", QUIET)
+    second = origins.opened(str(tmp_path / "second"), None)
     same(second.read(), origin.read())
     assert second.model == run.model
     text = "a line, \u00e9\u4e16 \U0001f600\n"
@@ -124,9 +124,9 @@ T5 = EncoderDecoderConfig(
 def test_a_published_t5_starts_from_padding_and_its_encoder_reads_an_end(tmp_path):
     own = hub.open_folder(published(tmp_path / "t5", T5, architecture="t5"))
     hub.export(own.model(), tmp_path / "t5", "t5", specials={"eos_token_id": Bytes().eos})
-    origin = pretrained.opened(str(tmp_path / "t5"), None)
+    origin = origins.opened(str(tmp_path / "t5"), None)
     convert.to_run(origin, tmp_path / "run", QUIET)
-    for one in (origin, pretrained.opened(str(tmp_path / "run"), None)):
+    for one in (origin, origins.opened(str(tmp_path / "run"), None)):
         read = one.tokenizer()
         assert read.bos == read.pad == Bytes().pad
         assert read.framed([70, 71]).tolist() == [70, 71, Bytes().eos]
@@ -149,7 +149,7 @@ def renamed(place, **said):
     text = file.read_text().replace('"<s>"', '"<|begin|>"').replace('"</s>"', '"<|end|>"')
     file.write_text(text)
     (place / "tokenizer_config.json").write_text(json.dumps(said))
-    return pretrained.opened(str(place), None)
+    return origins.opened(str(place), None)
 
 
 def test_an_end_that_is_no_token_of_the_model_is_told(tmp_path):
@@ -174,14 +174,14 @@ def test_whether_lines_begin_with_bos_goes_with_the_model(tmp_path):
     convert.to_run(origin, tmp_path / "run", QUIET)
     convert.to_hub(origin, tmp_path / "again", None, QUIET)
     for place in ("published", "run", "again"):
-        writer = writing.load(pretrained.opened(str(tmp_path / place), None))
+        writer = writing.load(origins.opened(str(tmp_path / place), None))
         given, _ = writer.read(writer.encoded(["ab", ""]), 4)
         first = Bytes().encode("a")[0]
         assert sorted(row[row != Bytes().pad][0] for row in np.asarray(given.ids)) == [Bytes().bos, first]
     (tmp_path / "run/run.json").write_text(
         '{"status": "finished"}'
     )  # trained here, where all lines begin with it
-    assert writing.load(pretrained.opened(str(tmp_path / "run"), None)).begins
+    assert writing.load(origins.opened(str(tmp_path / "run"), None)).begins
 
 
 def test_a_tokenizer_with_other_specials_is_refused(tmp_path):
@@ -197,7 +197,7 @@ def test_a_tokenizer_with_other_specials_is_refused(tmp_path):
 def test_without_a_tokenizer_weights_are_exported_and_another_can_be_bound(tmp_path):
     place = published(tmp_path / "published")
     (place / "tokenizer.json").rename(tmp_path / "tokenizer.json")
-    origin = pretrained.opened(str(place), None)
+    origin = origins.opened(str(place), None)
     assert convert.to_hub(origin, tmp_path / "again", None, QUIET) == "llama"
     assert (tmp_path / "again/model.safetensors").read_bytes() == (place / "model.safetensors").read_bytes()
     assert not (tmp_path / "again/tokenizer.json").exists()
@@ -212,7 +212,7 @@ def test_without_a_tokenizer_weights_are_exported_and_another_can_be_bound(tmp_p
 
 
 def test_a_converted_run_is_no_place_to_train_in(tmp_path):
-    convert.to_run(pretrained.opened(str(published(tmp_path / "published")), None), tmp_path / "run", QUIET)
+    convert.to_run(origins.opened(str(published(tmp_path / "published")), None), tmp_path / "run", QUIET)
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["fingerprint"] == pretrained.Parameters(place=str(tmp_path / "published")).fingerprint(None)
     with pytest.raises(RunError, match="start from them with --init_from=") as raised:
@@ -268,7 +268,7 @@ def test_a_report_has_a_line_for_each_name_and_nothing_is_written(how, tmp_path)
     place = published(tmp_path / "published")
     expected = broken(place, how)
     with pytest.raises((WeightsError, architecture.ConfigError)) as raised:
-        convert.to_run(pretrained.opened(str(place), None), tmp_path / "run", QUIET)
+        convert.to_run(origins.opened(str(place), None), tmp_path / "run", QUIET)
     lines = getattr(raised.value, "lines", (str(raised.value),))
     assert len(lines) == len(expected)
     for line, part in zip(sorted(lines), sorted(expected), strict=True):
@@ -299,7 +299,7 @@ def _params(config):
 
 def test_a_name_that_is_no_place_is_one_line_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'smollm2'"):
-        pretrained.opened("smolm2", None)
+        origins.opened("smolm2", None)
 
 
 def test_by_the_command_line_a_report_ends_with_a_failure(tmp_path):

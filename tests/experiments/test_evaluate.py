@@ -5,12 +5,13 @@ import importlib
 import inspect
 import json
 import pkgutil
+from types import SimpleNamespace
 
 import pytest
 from tiny_models import MASKED, QUIET, STATES, command, gin_of, planned, published, texts
 
 import research.evaluation
-from experiments import configs, convert, evaluating, pretrained, running, study
+from experiments import configs, convert, evaluating, origins, pretrained, running, study
 from experiments.configs import ConfigError
 from research.evaluation.likelihood import Likelihood
 from research.evaluation.positions import ByPosition
@@ -25,12 +26,12 @@ def place(tmp_path_factory):
     evaluations = {"positions": ByPosition(first=(4,))}
     job = running.Job(one, gin_of(one), folder / "run", evaluations=evaluations)
     result = running.run(job, console=QUIET)
-    convert.to_hub(pretrained.opened(str(folder / "run"), None), folder / "hub", None, QUIET)
+    convert.to_hub(origins.opened(str(folder / "run"), None), folder / "hub", None, QUIET)
     return folder, result
 
 
 def measured(place, *bindings, files=(), names="likelihood,positions"):
-    origin = pretrained.opened(str(place), None)
+    origin = origins.opened(str(place), None)
     found, _ = evaluating.load(origin, files, bindings)
     chosen = evaluating.chosen(found.evaluations, names, "here")
     return evaluating.measure(origin, found.experiment, chosen, None)
@@ -128,9 +129,14 @@ def test_every_evaluation_that_there_is_has_a_name():
         assert {type(value) for value in used.values()} <= classes
 
 
-def test_a_study_without_evaluations_is_one_line():
-    with pytest.raises(ConfigError, match=r"Table\.evaluations in configs/architecture/study\.gin is empty"):
-        evaluating.of_study("architecture")
+def test_a_study_without_evaluations_is_one_line(monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(study, "declared", lambda name: SimpleNamespace(evaluations={}, compared={}))
+        with pytest.raises(ConfigError, match=r"Table\.evaluations in configs/bare/study\.gin is empty"):
+            evaluating.of_study("bare")
+    known, first = evaluating.of_study("architecture")
+    assert first == ("positions", "cuts")
+    assert {"positions", "cuts", "answers", "accuracy"} <= known.keys()
     with pytest.raises(ConfigError, match="no configs/nothing/study"):
         evaluating.of_study("nothing")
 

@@ -125,6 +125,27 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing_behind(tmp_path):
         opened(tmp_path / "locked")
 
 
+def test_the_losses_of_a_folder_are_those_of_its_log_and_of_its_result(tmp_path):
+    assert folders.history(tmp_path, None) == {}
+    log = [
+        {"step": 10, "loss": 3.0},
+        {"step": 10, "validation_loss": 3.5, "validation_bits_per_byte": 5.0},
+        {"step": 12, "spike": 9.0},
+        {"step": 20, "validation_loss": 3.0},
+        {"step": 30, "validation_loss": 2.9},
+        {"step": 20, "validation_loss": 3.1},  # taken again
+        {"step": 20, "loss": 2.5},
+        {"step": 40, "validation_loss": None},  # not finite
+    ]
+    text = "".join(f"{json.dumps(line)}\n" for line in log)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 50, "validation_loss": 1')
+    assert list(folders.history(tmp_path, None).items()) == [(10, 3.5), (20, 3.1), (30, 2.9)]
+    result = {"metrics": {"validation_loss": 2.8}, "budget": {"steps": 45}}
+    assert folders.history(tmp_path, result) == {10: 3.5, 20: 3.1, 30: 2.9, 45: 2.8}
+    result["metrics"]["steps"] = 30  # stopped early: after 45 steps it kept those of step 30
+    assert folders.history(tmp_path, result) == {10: 3.5, 20: 3.1, 30: 2.8}
+
+
 WITNESS = """
 import dataclasses
 import os
@@ -161,7 +182,7 @@ def test_two_launches_at_once_share_the_cells_and_train_none_twice(project, how)
     assert [launch.returncode for launch in launches] == [0, 0], said
     found = rows(project)
     assert len(found) == 4
-    runs = {path.name: path for path in (project / "runs" / "tiny" / "smoke").iterdir()}
+    runs = {path.name: path for path in (project / "runs" / "tiny" / "smoke").iterdir() if path.is_dir()}
     assert {f"{name}.json" for name in runs} == set(found)
     for run in runs.values():
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

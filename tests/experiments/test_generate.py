@@ -6,9 +6,12 @@ import sys
 
 import jax
 import pytest
+import tokenizers as hf
 from tiny_models import LLAMA, VOCAB
+from tokenizers import decoders, models, pre_tokenizers
 
 from experiments import configs, generate, writing
+from research.data.pretrained import FromFile
 from research.data.tokenizers import Bytes
 from research.generation.engine import Generation
 from research.generation.filters import Rerank
@@ -158,6 +161,22 @@ def test_a_prompt_is_shown_once_the_text_has_begun(capsys):
         whole = writing.Writer(model, Bytes(), ())
         generate.shown(whole, "a longer prompt", jax.random.key(0), writing.Writing(how=how))
         assert capsys.readouterr().out.startswith("a longer prompt")
+
+
+@pytest.mark.parametrize("how", [Generation(tokens=4), Beam(tokens=4, size=2)])
+def test_a_blank_before_the_first_new_word_is_shown(tmp_path, capsys, how):
+    """Of a tokenizer all of whose pieces begin a word, and that shows no blank at the beginning of a text."""
+    words = [(f"▁w{i}", 0.0) for i in range(VOCAB)]
+    tokenizer = hf.Tokenizer(models.Unigram(words, unk_id=0))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    source = FromFile(path=str(tmp_path), bos_token="▁w1", eos_token="▁w2", pad_token="▁w0", mask_token="▁w2")
+    model = LLAMA.build(vocab=VOCAB, key=jax.random.key(0))
+    writer = writing.Writer(model, source.ready(()), ())
+    generate.shown(writer, "w3 w4", jax.random.key(0), writing.Writing(how=how))
+    assert capsys.readouterr().out.startswith("w3 w4 w")
+    ((alone, *_),) = writer.texts([""], jax.random.key(0)[None], how, 1)
+    assert alone.text.startswith("w")
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):

@@ -11,7 +11,7 @@ from lm_eval import evaluator, tasks
 from lm_eval.api.instance import Instance
 from tiny_models import QUIET, gin_of, planned, texts
 
-from experiments import evaluating, experiment, pretrained, running, writing
+from experiments import evaluating, experiment, origins, running, writing
 from experiments.configs import ConfigError
 from experiments.harness import Harnessed, cut, generation
 from research.generation.engine import Greedy, Sample
@@ -44,7 +44,7 @@ def run(tmp_path_factory):
 
 
 def harnessed(run, **options):
-    return Harnessed(writing.load(pretrained.opened(str(run), None)), rows=4, **options)
+    return Harnessed(writing.load(origins.opened(str(run), None)), rows=4, **options)
 
 
 def requests(kind, *arguments):
@@ -71,7 +71,7 @@ def test_a_local_task_gives_our_own_likelihood(run, tmp_path):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     task = TASK.format(file=file, kind="loglikelihood_rolling", text='""') + ROLLING
     found = simple(harnessed(place, length=32), tmp_path, "own", task)
-    origin = pretrained.opened(str(place), None)
+    origin = origins.opened(str(place), None)
     measuring, _ = evaluating.load(origin, [], [])
     own = evaluating.measure(
         origin, measuring.experiment, {"l": measuring.evaluations["likelihood"]}, None

@@ -1,25 +1,30 @@
 """Runs that start from parameters that are there already."""
 
 import dataclasses
+import io
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny_models import LLAMA, MASKED, QUIET, STATES, VOCAB, command, gin_of, planned, published, texts
 
-from experiments import code, convert, experiment, pretrained, running, writing
+from experiments import code, convert, evaluating, experiment, origins, pretrained, running, writing
 from experiments.configs import ConfigError
-from experiments.pretrained import Parameters, Published
+from experiments.experiment import Experiment
+from experiments.origins import Published
+from experiments.pretrained import Parameters
 from research.attention.masks import Prefix
 from research.data.corpora import Factbook
-from research.data.layouts import Concatenate
-from research.data.local import TextFiles
+from research.data.layouts import Concatenate, InPlace
+from research.data.local import JSONLines, TextFiles
 from research.data.objectives import CausalLM, Classification, MaskedLM
 from research.data.pipeline import Data
 from research.data.pretrained import FromFile
 from research.data.tokenizers import Bytes
+from research.evaluation.likelihood import Likelihood
 from research.generation.engine import Generation, Greedy
 from research.interop.annalog import ANNALOG
 from research.interop.architecture import Settings
@@ -38,7 +43,7 @@ def place(tmp_path_factory):
     one = planned(texts(folder / "texts"))
     job = running.Job(one, gin_of(one), folder / "run")
     result = running.run(job, console=QUIET)
-    convert.to_hub(pretrained.opened(str(folder / "run"), None), folder / "hub", None, QUIET)
+    convert.to_hub(origins.opened(str(folder / "run"), None), folder / "hub", None, QUIET)
     return folder, one, result
 
 
@@ -221,7 +226,7 @@ def test_text_is_the_same_from_a_run_and_from_what_it_was_exported_as(place):
     folder, _, _ = place
     how, keys = Generation(tokens=8, choice=Greedy()), jax.random.split(jax.random.key(0), 1)
     said = [
-        writing.load(pretrained.opened(str(folder / name), None)).texts(["one two"], keys, how, 1)
+        writing.load(origins.opened(str(folder / name), None)).texts(["one two"], keys, how, 1)
         for name in ("run", "hub")
     ]
     assert said[0][0][0].text == said[1][0][0].text
@@ -243,6 +248,138 @@ def test_a_model_without_a_head_of_tokens_is_tuned_to_classes_alone(tmp_path):
     assert found.data.objective == Classification(labels=("a", "b"))
     masked = published(tmp_path / "masked", MASKED, architecture="bert")
     assert pretrained.tuning(str(masked), [], [], None)[0].data.objective == MaskedLM()
+
+
+UNTIED = dataclasses.replace(MASKED, tied_embeddings=False)
+HEADS = {"no head": STATES, "head of tokens": MASKED, "table of its own": UNTIED}
+ANEW = "head/... drawn anew: the checkpoint has no classes"
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Lines of two classes, each of its own words."""
+    rng, words = np.random.default_rng(0), {"low": ["one", "two", "three"], "high": ["six", "seven", "eight"]}
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = [{"text": " ".join(rng.choice(words[label], 5)), "label": label} for label in [*words] * 40]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return JSONLines(pattern=str(path), inputs="text", target="label")
+
+
+def telling(corpus, start, config, **changes):
+    """An experiment that tells two classes from parameters that are there."""
+    data = Data(
+        corpus=corpus,
+        objective=Classification(labels=("low", "high")),
+        layout=InPlace(),
+        window=48,
+        batch=8,
+        held_out=8,
+        test=0.2,
+    )
+    model = dataclasses.replace(config, classes=2)
+    one = Experiment(model=model, data=data, optimizer=AdamW(learning_rate=3e-3), steps=30)
+    return dataclasses.replace(one, init_from=Parameters(place=str(start)), **changes)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_head_of_classes_and_only_that_is_drawn_from_the_seed(head, rows, tmp_path):
+    hub = published(tmp_path / "hub", HEADS[head], architecture="bert")
+    one = telling(rows, hub, HEADS[head])
+    convert.to_run(origins.opened(str(hub), None), tmp_path / "run", QUIET)
+    again = telling(rows, tmp_path / "run", HEADS[head])
+    theirs, functions = named(origins.opened(str(hub), None).read()), experiment.trainer(one, VOCAB)
+    heads = []
+    for each in (one, again, dataclasses.replace(one, seed=1)):
+        key, params = jax.random.key(each.seed), experiment.started(each, None)
+        assert "head" not in params
+        found = named(functions.initial(key, each.numbers, params=params).params)
+        drawn = named(functions.initial(key, each.numbers).params)
+        assert found.keys() == drawn.keys()
+        for path, leaf in found.items():
+            np.testing.assert_array_equal(leaf, (drawn if path.startswith("head/") else theirs)[path])
+        heads.append(found["head/kernel"])
+    np.testing.assert_array_equal(heads[0], heads[1])
+    assert np.all(heads[0] != heads[2])
+
+
+def test_settings_that_only_tokens_are_scored_by_do_not_count(rows, tmp_path):
+    hub = published(tmp_path / "hub", UNTIED, architecture="bert")
+    plain = dataclasses.replace(STATES, pooler=False)
+    assert (
+        named(experiment.started(telling(rows, hub, plain), None)).keys()
+        == named(experiment.started(telling(rows, hub, UNTIED), None)).keys()
+    )
+
+
+def test_a_tuning_to_classes_learns_says_what_is_drawn_and_resumes_as_it_was(rows, tmp_path):
+    hub = published(tmp_path / "hub", STATES, architecture="bert")
+    one = telling(rows, hub, STATES, plan=Plan(log_every=1, checkpoint_every=15))
+
+    def run(folder):
+        said = io.StringIO()
+        result = running.run(running.Job(one, gin_of(one), folder), console=Console(file=said, width=500))
+        return result["metrics"], said.getvalue()
+
+    whole, said = run(tmp_path / "run")
+    assert said.count(f"init_from {hub}: {ANEW}") == 1
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    (tmp_path / "run/result.json").unlink()
+    shutil.rmtree(tmp_path / "run/checkpoints/30")
+    resumed, said = run(tmp_path / "run")
+    assert resumed == whole
+    assert "resumed at step 15" in said
+    assert ANEW not in said
+
+    tuned = origins.opened(str(tmp_path / "run"), None)
+    here = Parameters(place=str(tmp_path / "run"))
+    three = dataclasses.replace(tuned.model, classes=3)
+    with pytest.raises(
+        ConfigError, match=r"EncoderConfig\.classes = 3, .* of a model with 2; change it"
+    ) as raised:
+        here.check(three, tuned.tokenizer(), None)
+    assert len(str(raised.value).splitlines()) == 1
+    with pytest.raises(ConfigError, match=r"EncoderConfig\.classes = None, .* of a model with 2"):
+        here.check(STATES, tuned.tokenizer(), None)
+    assert here.check(tuned.model, tuned.tokenizer(), None) is None
+    assert evaluating.measure(tuned, tuned.planned, {"likelihood": Likelihood()}, None).scores
+
+
+def test_what_else_differs_beside_the_head_of_classes_is_refused(rows, tmp_path):
+    hub = published(tmp_path / "hub", STATES, architecture="bert")
+    deeper = dataclasses.replace(STATES, stack=dataclasses.replace(STATES.stack, layers=3))
+    unpooled = dataclasses.replace(STATES, pooler=False)
+    for config, said in ((deeper, "StackConfig.layers = 3"), (unpooled, "EncoderConfig.pooler = False")):
+        with pytest.raises(ConfigError, match=f"{said}, but the parameters in") as raised:
+            experiment.started(telling(rows, hub, config), None)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_classes_that_nothing_was_tuned_to_are_not_measured(rows, tmp_path):
+    hub = published(tmp_path / "hub", STATES, architecture="bert")
+    with pytest.raises(ConfigError, match="no head of classes; expected a run that was tuned") as raised:
+        evaluating.measure(origins.opened(str(hub), None), telling(rows, hub, STATES), {}, None)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_converted_run_is_refused_what_it_was_converted_from_is(tmp_path):
+    states = published(tmp_path / "states", STATES, architecture="bert")
+    convert.to_run(origins.opened(str(states), None), tmp_path / "run", QUIET)
+    origin = origins.opened(str(tmp_path / "run"), None)
+    with pytest.raises(ConfigError, match="run: published without a head of tokens") as raised:
+        pretrained.tuning(str(tmp_path / "run"), [], [], None)
+    assert len(str(raised.value).splitlines()) == 1
+    with pytest.raises(ConfigError, match="run: published without a head of tokens"):
+        evaluating.measure(origin, origin.planned, {}, None)
+    with pytest.raises(ConfigError, match="an Encoder has no next token"):
+        writing.load(origin)
+    masked = published(tmp_path / "masked", MASKED, architecture="bert")
+    convert.to_run(origins.opened(str(masked), None), tmp_path / "tokens", QUIET)
+    assert pretrained.tuning(str(tmp_path / "tokens"), [], [], None)[0].data.objective == MaskedLM()
+    record = json.loads((tmp_path / "tokens/run.json").read_text())
+    (tmp_path / "tokens/run.json").write_text(json.dumps(record | {"language": "SMILES"}))
+    with pytest.raises(ConfigError, match="bind a corpus of SMILES"):
+        pretrained.tuning(str(tmp_path / "tokens"), [], [], None)
 
 
 def described(name, values):

@@ -1,6 +1,7 @@
 """A study from the first cell to the table."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -93,7 +94,7 @@ def test_a_knob_is_turned_until_an_arm_costs_what_its_baseline_costs(matched, kn
     objective = "include 'configs/objective/causal_lm.gin'\n"  # twice the targets of a prefix language model
     arm = configs.ROOT / "configs" / "tiny" / "causal.gin"
     arm.write_text(arm.read_text().replace("include 'configs/objective/prefix_lm.gin'\n", objective))
-    planned = matched(match=by, knobs={"prefix": knob})
+    planned = matched(match={"all": by}, knobs={"prefix": knob})
     experiments = [planned.experiment(arm, 1)[0] for arm in ("causal", "prefix")]
     totals = [
         matching.total(experiment.cost(one.model, one.data, None), one.steps, by) for one in experiments
@@ -107,7 +108,7 @@ def test_a_knob_is_turned_until_an_arm_costs_what_its_baseline_costs(matched, kn
 
 
 def test_an_arm_that_cannot_be_matched_is_one_line(matched):
-    planned = matched(match="params", knobs={"prefix": ("StackConfig.layers", 1)})
+    planned = matched(match={"all": "params"}, knobs={"prefix": ("StackConfig.layers", 1)})
     assert planned.experiment("causal", 0)[0].steps == 4  # the baseline costs what it costs
     arm = configs.ROOT / "configs" / "tiny" / "prefix.gin"
     arm.write_text(arm.read_text() + "from research.models import config\nconfig.StackConfig.hidden = 1000\n")
@@ -116,12 +117,12 @@ def test_an_arm_that_cannot_be_matched_is_one_line(matched):
         ({}, "which no knob of Table.knobs turns"),
         ({"prefix": ("StackConfig.hiden", 1)}, "did you mean 'hidden'"),
     ]:
-        planned = matched(match="params", knobs=knobs)
+        planned = matched(match={"all": "params"}, knobs=knobs)
         with pytest.raises(configs.ConfigError, match=wrong) as raised:
             planned.experiment("prefix", 0)
         assert "\n" not in str(raised.value)
     with pytest.raises(configs.ConfigError, match="names 'suffix', which is none of Table.arms"):
-        matched(match="params", knobs={"suffix": ("train.steps", 1)})
+        matched(match={"all": "params"}, knobs={"suffix": ("train.steps", 1)})
 
 
 def rows(project):
@@ -145,6 +146,17 @@ def test_a_study_runs_what_is_missing_and_nothing_else(project):
     assert code == 0
     assert "0 of 4 cells to run" in said
     assert rows(project) == first
+
+    # A column that asks for another timing: rows get it, and nothing runs again.
+    path = project / "configs" / "tiny" / "study.gin"
+    path.write_text(path.read_text().replace("'tokens_per_second'", "'tokens_per_second', 'latency'"))
+    code, said, wrong = launched(project)
+    assert code == 0, wrong
+    assert "0 of 4 cells to run" in said
+    for name, row in rows(project).items():
+        latency = row["timing"].pop("latency_seconds")
+        assert 0 < latency < 1
+        assert row == first[name]
 
     # Changing one arm runs that arm again, in place of its old rows.
     arm = project / "configs" / "tiny" / "prefix.gin"
@@ -281,6 +293,7 @@ class Waiting:
 
     def __init__(self, runs, title):
         self.title, self.runs, self.data_dir, self.row = title, runs, None, None
+        self.again, self.base, self.followers = False, None, ()
         self.job = SimpleNamespace(folder=runs / title, planned=SimpleNamespace(steps=1, deterministic=False))
         self.job.folder.mkdir(parents=True)
         self.lock = filelock.FileLock(self.job.folder / ".lock")
@@ -381,21 +394,67 @@ def test_what_runs_beside_another_launch_is_not_timed(tmp_path, monkeypatch):
     assert timed == [True, False, True]
 
 
-def test_rows_are_timed_when_no_other_launch_is_at_work(tmp_path, monkeypatch):
-    first, other = (Waiting(tmp_path / "runs", title) for title in ("first", "other"))
-    saved = []
-    first.save()
-    first.rows = tmp_path
-    monkeypatch.setattr(experiment, "cost", lambda *_: SimpleNamespace(tokens=10))
-    first.job.planned.model = first.job.planned.data = None
-    monkeypatch.setattr(grouping, "speed", lambda *_: 2.0)
-    monkeypatch.setattr(launch.dataclasses, "replace", lambda row, timing: timing)
-    monkeypatch.setattr(launch.results, "save", lambda timing, _: saved.append(timing))
+@pytest.fixture
+def untimed(tmp_path, monkeypatch):
+    """A cell whose row has no timing; what can be timed of it, and the timings that were saved."""
+    cell, saved = Waiting(tmp_path / "runs", "first"), []
+    cell.save()
+    cell.rows, cell.arm = tmp_path, "causal"
+    cell.study = SimpleNamespace(
+        table=SimpleNamespace(columns=("loss", "tokens_per_second"), shown={}),
+        compared={"causal": "lm", "other": "spam"},
+    )
+    cell.study.columns = lambda together: study.Study.columns(cell.study, together)
+
+    def save(row, _):
+        saved.append(row.timing)
+        cell.row = row
+
+    values = {"tokens_per_second": lambda *_: 5.0, "latency_seconds": lambda *_: 0.002}
+    monkeypatch.setattr(launch.timing, "TIMED", values)
+    replaced = lambda row, timing: SimpleNamespace(value=row.value, timing=timing)  # noqa: E731
+    monkeypatch.setattr(launch.dataclasses, "replace", replaced)
+    monkeypatch.setattr(launch.results, "save", save)
+    return cell, values, saved
+
+
+def test_rows_are_timed_when_no_other_launch_is_at_work(untimed, tmp_path):
+    first, _, saved = untimed
+    other = Waiting(tmp_path / "runs", "other")
     with other.lock:
         launch.time_rows([first], Console(quiet=True))
     assert saved == []
-    launch.time_rows([first], Console(quiet=True))
+    for _ in range(2):  # the second finds it timed
+        launch.time_rows([first], Console(quiet=True))
     assert saved == [{"tokens_per_second": 5.0}]
+
+
+def test_an_old_row_gets_what_its_table_shows_and_keeps_the_rest(untimed):
+    first, _, saved = untimed
+    first.row.timing["tokens_per_second"] = 7.0
+    first.study.table.shown["spam"] = ("latency",)  # another table
+    launch.time_rows([first], Console(quiet=True))
+    assert saved == []
+    first.study.table.shown["lm"] = ("latency",)
+    console = Console(record=True, width=200, file=io.StringIO())
+    for _ in range(2):
+        launch.time_rows([first], console)
+    assert saved == [{"tokens_per_second": 7.0, "latency_seconds": 0.002}]
+    assert console.export_text() == "first  latency of one window 2.00 ms\n"
+
+
+def test_what_cannot_be_timed_is_said_and_the_rest_is_timed(untimed):
+    first, values, saved = untimed
+
+    def refuse(*_):
+        raise ValueError("held-out windows give nothing")
+
+    values["tokens_per_second"] = refuse
+    first.study.table.columns = ("latency", "tokens_per_second")
+    console = Console(record=True, width=200, file=io.StringIO())
+    launch.time_rows([first], console)
+    assert saved == [{"tokens_per_second": None, "latency_seconds": 0.002}]
+    assert "first  no tokens_per_second: held-out windows give nothing\n" in console.export_text()
 
 
 def flagged(monkeypatch, tmp_path, **changes):
@@ -453,7 +512,7 @@ def test_a_dry_run_of_the_grid_runs_nothing(tuned, tmp_path, monkeypatch, capsys
 def test_an_arm_that_cannot_be_planned_is_told_and_the_others_run(
     matched, tmp_path, monkeypatch, capsys, dry
 ):
-    planned = matched(match="params", seeds={"smoke": (0,)})
+    planned = matched(match={"all": "params"}, seeds={"smoke": (0,)})
     arm = configs.ROOT / "configs" / "tiny" / "prefix.gin"
     arm.write_text(arm.read_text() + "from research.models import config\nconfig.StackConfig.hidden = 1000\n")
     ran = []
@@ -470,7 +529,7 @@ def test_an_arm_that_cannot_be_planned_is_told_and_the_others_run(
 @pytest.mark.slow
 def test_devices_sum_in_the_same_order_before_anything_is_counted(matched, monkeypatch):
     """The flag is set before the arm is matched, which asks JAX for its devices; and a dry run asks no cluster."""
-    matched(match="params")
+    matched(match={"all": "params"})
     project = configs.ROOT
     arm = project / "configs" / "tiny" / "prefix.gin"
     arm.write_text(

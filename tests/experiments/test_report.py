@@ -53,7 +53,11 @@ def test_arms_with_the_same_masks_share_a_picture(rows):
     pictures, undrawn = report.mask_pictures(rows, {})
     assert undrawn == []
     captions = [picture.caption for picture in pictures]
-    assert captions[:3] == ["causal_lm", "prefix_lm", "encoder_decoder_lm, encoder_decoder_half_lm"]
+    assert captions[:3] == [
+        "causal_lm, causal_lm_targets, causal_lm_again",
+        "prefix_lm",
+        "encoder_decoder_lm, encoder_decoder_tied_lm, encoder_decoder_half_lm",
+    ]
     assert "self-attention, Causal(): keys no later than the query." in pictures[0].alt
     assert "and the whole prefix" in pictures[1].alt
     for part in ("encoder, Full()", "cross-attention, Full()", "decoder, Causal()"):
@@ -62,7 +66,8 @@ def test_arms_with_the_same_masks_share_a_picture(rows):
 
 def test_a_config_that_no_longer_loads_costs_its_picture_only(rows):
     old = dataclasses.replace(rows[0], config=rows[0].config.replace("masks.Causal", "masks.Casual"))
-    pictures, undrawn = report.mask_pictures([old, *rows[2:4]], {})
+    prefix = [row for row in rows if row.arm == "prefix_lm"]
+    pictures, undrawn = report.mask_pictures([old, *prefix], {})
     assert [picture.caption for picture in pictures] == ["prefix_lm"]
     assert undrawn[0].startswith("The mask of causal_lm is not drawn: ")
     assert "Casual" in undrawn[0]
@@ -100,8 +105,10 @@ def test_figures_and_sweeps_that_a_study_declares_are_in_its_section(stored, row
     assert [picture.caption for picture in found.figures] == ["loss"]
     assert "causal_lm 2.005" in found.figures[0].alt
     assert [note for note in found.notes if note.startswith("Not drawn: ") and "metrics.lost" in note]
-    assert [shown.title for shown in found.tables] == ["architecture, smoke", "architecture, smoke: sweep 1"]
-    assert found.tables[1].baselines == dict.fromkeys(("causal_lm", *points), "causal_lm")
+    titles = [shown.title for shown in found.tables]
+    assert (titles[0], titles[-1]) == ("architecture, smoke", "architecture, smoke: sweep 1")
+    assert len(titles) == 1 + len(planned.comparisons)
+    assert found.tables[-1].baselines == dict.fromkeys(("causal_lm", *points), "causal_lm")
     assert len(found.runs) == len(rows) + 4
     assert html.page([found], title="x").count(": 0.0000<") == 4  # differences of the points' seeds
 
@@ -116,7 +123,7 @@ def test_a_study_is_judged_once(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "of_study", lambda *given: calls.append(given[0]) or judge(*given))
     judged = ledger.judged(tmp_path)
     found = report.section(planned, tmp_path, tmp_path, report.findings(planned, tmp_path, judged))
-    assert len(found.tables) == 1
+    assert len(found.tables) == len(planned.comparisons)
     assert calls.count("architecture") == 1
     assert report.findings(planned, tmp_path) == found.findings
     assert calls.count("architecture") == 2  # where nothing is judged yet

@@ -81,7 +81,7 @@ def test_a_point_that_binds_nothing_is_the_arm_itself(matched):
 
 def test_the_knob_of_a_file_is_turned_at_each_point(matched):
     written(SWEPT)
-    planned = matched(match="params", knobs={"prefix": ("StackConfig.hidden", 4)})
+    planned = matched(match={"all": "params"}, knobs={"prefix": ("StackConfig.hidden", 4)})
     assert [planned.knob(arm) for arm in ("causal", "prefix", POINTS[0])] == [
         None,
         *["StackConfig.hidden"] * 2,
@@ -116,6 +116,33 @@ def test_evaluations_are_bound_and_belong_to_every_cell(probing):
     assert planned.table.evaluations["twice"](SimpleNamespace(seed=4)) == {"seed": 8}
     (cell, *_) = cells.of(planned, planned.arms, "results", "runs", None)
     assert cell.job.evaluations == planned.table.evaluations
+
+
+def test_a_comparison_has_data_and_evaluations_of_its_own(probing):
+    """Its gin file is read after that of the scale."""
+    apart = (
+        "study.Table.compared = {'all': ('causal',), 'sums': ('prefix',)}\n"
+        "study.Table.data = {'sums': 'configs/data/addition.gin'}\n"
+        "study.Table.measured = {'sums': ()}\n"
+        "study.Table.match = {'sums': 'params'}\n"
+    )
+    planned = written(EVALUATED + apart, modules=[probing])
+    causal, prefix = (planned.experiment(arm, 0)[0] for arm in planned.arms)
+    assert (type(causal.data.corpus).__name__, causal.data.window) == ("StandardLibrary", 128)
+    assert type(prefix.data.corpus).__name__ == "Addition"
+    assert prefix.data.window != 128
+    assert causal.steps == prefix.steps == 4
+    assert (planned.matched("causal"), planned.matched("prefix").residual) == (None, 0)
+    assert [list(planned.evaluations(arm)) for arm in planned.arms] == [["twice"], []]
+    grid = written("study.Table.tuning = @study.Tuning()\n").grid((1e-3, 3e-3, 1e-2), ("prefix",))
+    assert type(grid.experiment(grid.arms[0], 1000)[0].data.corpus).__name__ == "Addition"
+    for field, value, wrong in [
+        ("measured", {"sums": ("thrice",)}, "Table.measured of study tiny names 'thrice'"),
+        ("data", {"some": "configs/data/addition.gin"}, "Table.data of study tiny names 'some'"),
+    ]:
+        with pytest.raises(configs.ConfigError, match=wrong) as raised:
+            written(f"study.Table.{field} = {value!r}\n")
+        assert "\n" not in str(raised.value)
 
 
 def test_a_cell_whose_row_lacks_an_evaluation_or_made_another_is_missing(probing, tmp_path):
@@ -302,7 +329,7 @@ def test_a_figure_that_is_declared_twice_is_one_line(matched):
 
 
 def test_whether_arms_ask_for_the_same_order_is_known_without_looking_for_devices(matched, monkeypatch):
-    planned = matched(match="params", knobs={"prefix": ("StackConfig.hidden", 4)})
+    planned = matched(match={"all": "params"}, knobs={"prefix": ("StackConfig.hidden", 4)})
     monkeypatch.setattr(experiment, "cost", lambda *_: pytest.fail("it was counted"))
     assert not planned.deterministic(planned.arms)
     arm = configs.ROOT / "configs" / "tiny" / "prefix.gin"
@@ -415,9 +442,8 @@ def test_a_group_over_its_budget_is_refused(small, monkeypatch, minutes, over):
 
 
 def test_a_sweep_over_the_knob_of_its_arm_is_one_line(matched):
-    text = (
-        f"{SWEPT}study.Table.match = 'params'\nstudy.Table.knobs = {{'prefix': ('StackConfig.layers', 1)}}\n"
-    )
+    turned = "study.Table.knobs = {'prefix': ('StackConfig.layers', 1)}\n"
+    text = f"{SWEPT}study.Table.match = {{'all': 'params'}}\n{turned}"
     with pytest.raises(
         configs.ConfigError, match=r"^arm prefix@.* binds .*, which Table.knobs turns; take it out"
     ):

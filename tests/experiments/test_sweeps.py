@@ -39,7 +39,7 @@ def test_a_product_has_every_combination_the_last_part_fastest():
 
 
 @given(parts("a"), parts("b"), parts("c"))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_products_and_chains_are_associative_and_sizes_multiply(a, b, c):
     flat = Product(parts=(a, b, c))
     assert len(flat.points()) == len(a.points()) * len(b.points()) * len(c.points())
@@ -70,7 +70,7 @@ def test_a_zip_goes_through_its_parts_together():
 
 
 @given(st.integers(0, 100), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_subsample_is_a_subset_in_order_that_stays_and_grows(seed, data):
     whole = Product(parts=(RATE, STEPS))
     count = data.draw(st.integers(1, 5))
@@ -147,7 +147,7 @@ def test_values_in_names_are_fit_for_files(value, name):
 
 
 @given(st.lists(VALUES, min_size=1, max_size=8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_different_points_have_different_names_of_bounded_length(values):
     points = Chain(parts=(Values(binding="A.x", values=tuple(values)),)).points()
     found = sweeps.named(points)
@@ -204,7 +204,7 @@ def test_gin_reads_the_bindings():
 
 
 @given(VALUES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_gin_and_the_command_line_read_a_value_as_it_is(value):
     (point,) = Values(binding="X.a", values=(value,)).points()
     (text,) = point.bindings

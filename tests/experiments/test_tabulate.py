@@ -7,6 +7,7 @@ import pytest
 from test_launch import matched, project  # noqa: F401
 
 from experiments import configs, folders, study, tabulate
+from experiments.configs import ConfigError
 from research.analysis import results, tables
 
 FIGURES = """
@@ -87,9 +88,54 @@ def test_tasks_have_a_table_for_the_arms_that_are_compared(measured, matched):
     assert "2 tasks" in text
     apart = matched(compared={"one": ("causal",), "two": ("prefix",)})
     files = write(apart, measured)
-    assert set(files) == TABLE | {name.replace("tasks", f"tasks_{n}") for name in TASKS for n in (1, 2)}
+    both = {name.replace("tasks", f"tasks_{n}") for name in TASKS for n in (1, 2)}
+    assert set(files) == TABLE | {name.replace("table", "table_two") for name in TABLE} | both
     assert "| prefix" not in files["tasks_1.md"].read_text()
     assert "| prefix" in files["tasks_2.md"].read_text()
+
+
+def test_each_comparison_has_a_table_with_its_own_columns_and_seeds(measured, matched, tmp_path):
+    planned = matched(
+        compared={"one": ("causal",), "number two": ("prefix",)},
+        groups={"headline": ("causal",), "core": ("prefix",)},
+        fewer={"core": {"smoke": 1}},
+        shown={"number two": ("metrics.score",)},
+    )
+    assert [planned.seeds_of(arm) for arm in ("causal", "prefix")] == [(0, 1), (0,)]
+    assert planned.fewer == {"prefix": (0,)}
+    found = tabulate.render(planned, measured)
+    one, two = (tables.markdown(found[name]) for name in ("table", "table_number_two"))
+    assert "score" not in one
+    assert "score" in two
+    assert "| causal | 2 |" in one
+    assert "| prefix | 1 |" in two
+    # A loss is compared inside its comparison: the arm of the second has no baseline but itself.
+    assert "difference to prefix" in two
+    assert [line.cells[1].text for line in found["table_number_two"].lines] == ["baseline"]
+    readme = tmp_path / "README.md"
+    blocks = "".join(f"<!-- table:tiny/smoke{end} -->\n<!-- /table -->\n" for end in ("/number_two", ""))
+    readme.write_text(blocks)
+    tabulate.update_blocks(readme, planned, found)
+    text = readme.read_text()
+    assert text.index("| prefix | 1 |") < text.index("| causal | 2 |")
+    apart = matched(
+        compared={"one": ("causal",), "two": ("prefix",)},
+        groups={"headline": ("causal",), "core": ("prefix",)},
+        fewer={"core": {"smoke": 0}},
+        shown={},
+    )
+    assert set(tabulate.render(apart, measured)) == {"table"}  # none of that scale
+
+
+def test_seeds_of_a_group_are_refused_where_they_do_not_compare(matched):
+    with pytest.raises(ConfigError, match="compared as 'all' but have not the same seeds"):
+        matched(groups={"headline": ("causal",), "core": ("prefix",)}, fewer={"core": {"smoke": 1}})
+    with pytest.raises(
+        ConfigError, match=r"Table.fewer of study tiny has 3 for headline at smoke, expected 0 to"
+    ):
+        matched(groups={}, fewer={"headline": {"smoke": 3}})
+    with pytest.raises(ConfigError, match="Table.fewer of study tiny has 'core'"):
+        matched(fewer={"core": {"smoke": 1}})
 
 
 def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing_behind(measured, matched):
@@ -104,10 +150,10 @@ def test_a_file_that_cannot_be_written_is_one_line_and_leaves_nothing_behind(mea
 
 def test_a_block_is_rewritten_whole_or_not_at_all(measured, matched, tmp_path, monkeypatch):
     planned = matched()
-    table = tabulate.render(planned, measured)
+    table = tabulate.render(planned, measured)["table"]
     readme = tmp_path / "README.md"
     readme.write_text("before ±\n<!-- table:tiny/smoke -->\nold\n<!-- /table -->\nafter\n", encoding="utf-8")
-    tabulate.update_block(readme, planned, table)
+    tabulate.update_blocks(readme, planned, {"table": table})
     text = readme.read_text(encoding="utf-8")
     shown = f"<!-- table:tiny/smoke -->\n{tables.markdown(table)}<!-- /table -->"
     assert text == f"before ±\n{shown}\nafter\n"
@@ -117,5 +163,5 @@ def test_a_block_is_rewritten_whole_or_not_at_all(measured, matched, tmp_path, m
 
     monkeypatch.setattr(folders.os, "replace", full)
     with pytest.raises(folders.RunError, match="No space left on device"):
-        tabulate.update_block(readme, planned, table)
+        tabulate.update_blocks(readme, planned, {"table": table})
     assert readme.read_text(encoding="utf-8") == text

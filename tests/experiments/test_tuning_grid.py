@@ -179,18 +179,18 @@ def test_chosen_rates_bind_the_arms_and_not_the_grid(grid):
 
 
 def test_a_scale_that_claims_something_needs_rates(tuned):
-    study.require_rates(tuned)
+    study.require_rates(tuned, tuned.arms)
     with pytest.raises(configs.ConfigError, match="--tune and put what it prints into") as raised:
-        study.require_rates(study.load("tiny", "small"))
+        study.require_rates(study.load("tiny", "small"), ("causal", "prefix"))
     assert str(raised.value).startswith("arm causal of study tiny has no learning rate for scale small")
     written("study.Table.learning_rates = {'small': {'causal': 0.005}}\n")
     with pytest.raises(configs.ConfigError, match="arm prefix of study tiny has no learning rate"):
-        study.require_rates(study.load("tiny", "small"))
+        study.require_rates(study.load("tiny", "small"), ("causal", "prefix"))
+    study.require_rates(study.load("tiny", "small"), ("causal",))  # the others are not asked for
     written("study.Table.learning_rates = {'small': {'causal': 0.005, 'prefix': 0.01}}\n")
-    study.require_rates(study.load("tiny", "small"))
-    study.require_rates(
-        dataclasses.replace(study.load("tiny", "small"), table=untuned(tuned.table), rates={})
-    )
+    study.require_rates(study.load("tiny", "small"), ("causal", "prefix"))
+    bare = dataclasses.replace(study.load("tiny", "small"), table=untuned(tuned.table), rates={})
+    study.require_rates(bare, bare.arms)
 
 
 def untuned(table):

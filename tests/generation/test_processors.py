@@ -143,7 +143,7 @@ def random_case(seed, b, n, v):
 
 
 @pytest.mark.parametrize("processor", EVERY, ids=repr)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(logits=SCORES, history=LINES)
 def test_a_row_keeps_a_choice_and_gets_back_nothing_that_was_forbidden(processor, logits, history):
     out = np.asarray(compiled(processor, logits, history))
@@ -155,7 +155,7 @@ def test_a_row_keeps_a_choice_and_gets_back_nothing_that_was_forbidden(processor
 
 
 @pytest.mark.parametrize("processor", TELLING, ids=repr)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(logits=SCORES, history=LINES, garbage=st.integers(-(2**31), 2**31 - 1))
 def test_what_lies_behind_a_row_is_not_read(processor, logits, history, garbage):
     out = compiled(processor, logits, history)
@@ -228,7 +228,7 @@ def penalised(processor, line, tokens, generated):
 
 
 @pytest.mark.parametrize("processor", PENALTIES, ids=repr)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(logits=SCORES, history=LINES)
 def test_penalties_are_the_loop_over_tokens(processor, logits, history):
     expected = [penalised(processor, *row) for row in rows(logits, history)]
@@ -246,7 +246,7 @@ def prohibited(processor, tokens, generated):
 
 
 @pytest.mark.parametrize("processor", PROHIBITIONS, ids=repr)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(logits=SCORES, history=LINES)
 def test_prohibitions_are_the_loop_over_tokens(processor, logits, history):
     expected = []
@@ -271,7 +271,7 @@ def kept_and_probabilities(processor, logits):
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, VOCABULARY, VOCABULARY + 3])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(logits=SCORES)
 def test_top_k_keeps_k_and_ties_with_the_last(k, logits):
     for kept, p in kept_and_probabilities(TopK(k=k), logits):
@@ -281,7 +281,7 @@ def test_top_k_keeps_k_and_ties_with_the_last(k, logits):
 
 
 @pytest.mark.parametrize("mass", [0.05, 0.5, 0.9, 0.999])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(logits=SCORES)
 def test_top_p_keeps_the_smallest_set_of_likeliest_tokens_that_holds_p(mass, logits):
     for kept, p in kept_and_probabilities(TopP(p=mass), logits):
@@ -292,7 +292,7 @@ def test_top_p_keeps_the_smallest_set_of_likeliest_tokens_that_holds_p(mass, log
 
 
 @pytest.mark.parametrize("mass", [0.05, 0.5, 0.9])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(logits=SCORES)
 def test_typical_keeps_the_smallest_set_nearest_to_the_entropy_that_holds_the_mass(mass, logits):
     for kept, p in kept_and_probabilities(Typical(mass=mass), logits):
@@ -304,7 +304,7 @@ def test_typical_keeps_the_smallest_set_nearest_to_the_entropy_that_holds_the_ma
 
 
 @pytest.mark.parametrize("least", [0.0, 0.05, 0.5, 1.0])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(logits=SCORES)
 def test_min_p_keeps_what_has_that_share_of_the_likeliest(least, logits):
     for kept, p in kept_and_probabilities(MinP(p=least), logits):
@@ -314,7 +314,7 @@ def test_min_p_keeps_what_has_that_share_of_the_likeliest(least, logits):
 
 
 @pytest.mark.parametrize("epsilon", [3e-3, 0.05, 0.6])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(logits=SCORES)
 def test_eta_keeps_what_is_above_a_threshold_that_falls_with_the_entropy(epsilon, logits):
     for kept, p in kept_and_probabilities(Eta(epsilon=epsilon), logits):
@@ -343,7 +343,7 @@ def test_a_mass_close_to_one_is_decided_in_the_tail():
 # --- order
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(logits=SCORES, history=LINES)
 def test_a_chain_is_its_processors_one_after_the_other(logits, history):
     expected = logits

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
 
-from experiments import pretrained, writing
+from experiments import origins, writing
 from research.attention.masks import Slots
 from research.batch import Batch, Tokens
 from research.data.catalog import CatalogError
@@ -117,7 +117,7 @@ def test_smollm2_text_by_the_command_line_s_writer(smollm2):
     """The file says that no BOS is put before a text."""
     model, tokenizer, theirs, _ = smollm2
     assert (tokenizer.bos, tokenizer.begins) == (1, False)
-    writer = writing.load(pretrained.opened("smollm2", None))
+    writer = writing.load(origins.opened("smollm2", None))
     how, keys = Generation(tokens=64, choice=Greedy()), jax.random.split(jax.random.key(0), len(PROMPTS))
     theirs.generation_config.eos_token_id = None
     for text, (found,) in zip(PROMPTS, writer.texts(PROMPTS, keys, how, 1), strict=True):

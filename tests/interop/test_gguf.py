@@ -1,39 +1,22 @@
-"""GGUF files: arrays of every type that is read, a strict report, refusals of one line, and the tokenizer inside."""
-
-import json
-import shutil
+"""GGUF files: arrays of every type that is read, a strict report, and refusals of one line."""
 
 import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from gguf.quants import quantize
+from gguf_files import GROUPS, HEADS, HIDDEN, LAYERS, METADATA, WIDTH, write
 
 from research.attention.masks import Slots
-from research.attention.positions import Interpolation, Rotary, YaRN
+from research.attention.positions import Interpolation, Llama3, Rotary, YaRN
 from research.batch import Batch, Tokens
-from research.data.subwords import BPE
-from research.data.tokenizers import Tokenizer, TokenizerSource
 from research.interop import llama
 from research.interop.architecture import ConfigError, Settings
 from research.interop.gguf import open_file
-from research.interop.gguf_tokenizer import FromGGUF
 from research.interop.hub import Checkpoint
 from research.interop.weights import Arrays, WeightsError
 
-LAYERS, WIDTH, HEADS, GROUPS, HIDDEN, VOCAB = 2, 64, 4, 2, 96, 40
-METADATA = {
-    "llama.block_count": LAYERS,
-    "llama.embedding_length": WIDTH,
-    "llama.feed_forward_length": HIDDEN,
-    "llama.context_length": 128,
-    "llama.attention.head_count": HEADS,
-    "llama.attention.head_count_kv": GROUPS,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    "llama.rope.dimension_count": WIDTH // HEADS,
-    "llama.rope.freq_base": 5e4,
-}
+VOCAB = 40
 CONFIG = {
     "num_hidden_layers": LAYERS,
     "hidden_size": WIDTH,
@@ -44,7 +27,6 @@ CONFIG = {
     "rope_theta": 5e4,
     "vocab_size": VOCAB,
 }
-F32 = gguf.GGMLQuantizationType.F32
 
 
 def published(*, tied=True, bias=False, width=WIDTH, hidden=HIDDEN):
@@ -95,28 +77,6 @@ def converted(arrays):
             name = name.replace(theirs, ours)
         made[name] = array
     return made
-
-
-def write(path, arrays, metadata=None, *, kind=F32, architecture="llama"):
-    """A GGUF file; only matrices are quantised, as always."""
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, value in (METADATA | (metadata or {})).items():
-        if value is None:
-            continue
-        add = {
-            bool: writer.add_bool,
-            int: writer.add_uint32,
-            float: writer.add_float32,
-            str: writer.add_string,
-        }
-        add.get(type(value), writer.add_array)(key, value)
-    for name, array in arrays.items():
-        own = kind if array.ndim > 1 and array.dtype == np.float32 else F32
-        writer.add_tensor(name, quantize(array, own) if array.dtype == np.float32 else array, raw_dtype=own)
-    for action in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
-        action()
-    writer.close()
-    return path
 
 
 def logits(model):
@@ -269,9 +229,6 @@ def test_other_models_are_refused(tmp_path):
     arrays = converted(published())
     with pytest.raises(ConfigError, match="architecture is 'falcon', expected one of 'llama'"):
         open_file(write(tmp_path / "a.gguf", arrays, architecture="falcon"))
-    arrays["rope_freqs.weight"] = np.ones(8, np.float32)
-    with pytest.raises(ConfigError, match="rope_freqs"):
-        open_file(write(tmp_path / "b.gguf", arrays))
     with pytest.raises(WeightsError, match="one of 3 files"):
         open_file(write(tmp_path / "c.gguf", arrays, {"split.count": 3}))
 
@@ -304,114 +261,47 @@ def test_rotary_settings(tmp_path, metadata, scaling):
     assert config.stack.positions == Rotary(base=5e4, scaling=scaling)
 
 
-# The tokenizer.
+def divisors(factor, width=WIDTH // HEADS, base=5e4, low=1, high=4, trained=8192):
+    """What llama.cpp's converter writes for a frequency of Llama 3.1 (released code): 1 for what turns more than `high`
+    times within the trained length, `factor` for less than `low`, between them the inverse of a mean.
+    """
+    turns = trained / (2 * np.pi * base ** (np.arange(0, width, 2) / width))
+    smooth = (turns - low) / (high - low)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    return np.select([turns > high, turns < low], [1.0, factor], between).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Byte-level pieces; their ids are 4 above those of a file."""
-    texts = ["the cat sat on the mat 1999 12  34, the cats\n"] * 3
-    return BPE(size=300).ready(texts, tmp_path_factory.mktemp("data"))
-
-
-def described(trained, **changes):
-    """The metadata of a tokenizer: three control tokens, the pieces, one token of the user's."""
-    model = json.loads(trained.model)["model"]
-    pieces = sorted(model["vocab"], key=model["vocab"].get)
-    tokens = ["<|end|>", "<|user|>", "<|assistant|>", *pieces, "cat sat"]
-    values = {
-        "model": "gpt2",
-        "pre": "smollm",
-        "tokens": tokens,
-        "token_type": [3, 3, 3, *[1] * len(pieces), 4],
-        "merges": [" ".join(pair) for pair in model["merges"]],
-        "bos_token_id": 1,
-        "eos_token_id": 0,
-        "padding_token_id": 0,
-        "add_bos_token": False,
-    }
-    return {f"tokenizer.ggml.{key}": value for key, value in (values | changes).items()}
-
-
-@pytest.fixture
-def tokenized(tmp_path, trained):
-    """Writes a file with a tokenizer and gives it."""
-
-    def made(**changes):
-        path = write(tmp_path / "a.gguf", converted(published()), described(trained, **changes))
-        checkpoint = open_file(path)
-        assert checkpoint.tokenizer == FromGGUF(path=str(path))
-        assert isinstance(checkpoint.tokenizer, TokenizerSource)
-        return checkpoint.tokenizer
-
-    return made
-
-
-def test_tokenizer(tokenized, trained):
-    ready = tokenized().ready(())
-    assert isinstance(ready, Tokenizer)
-    last = 3 + len(json.loads(trained.model)["model"]["vocab"])
-    assert (ready.bos, ready.eos) == (1, 0)
-    assert (ready.pad, ready.mask, ready.vocab_size) == (last + 1, last + 2, last + 3)  # padding is no end
-    for text in ("the cats, naïve 😀\n\n", "  on   the mat", "<|end|> the"):
-        ids = ready.encode(text)
-        assert ids.tolist() == (trained.encode(text) - 1).tolist()
-        assert ready.decode(ids) == text
-        assert ready.byte_count(ids) == len(text.encode())
-    assert ready.encode("a cat sat").tolist()[-1] == last
-    assert ready.decode([1, last, 2, 0]) == "<bos>cat sat<|assistant|><eos>"
-
-
-def test_where_digits_are_cut(tokenized, trained):
-    text = "12  1999"
-    plain = (trained.encode(text) - 1).tolist()
-    assert tokenized(pre="gpt-2").ready(()).encode(text).tolist() == plain
-    assert tokenized(pre="default").ready(()).encode(text).tolist() == plain
-    alone = [
-        piece
-        for part in ("1", "2", "  ", "1", "9", "9", "9")
-        for piece in (trained.encode(part) - 1).tolist()
-    ]
-    assert tokenized(pre="smollm").ready(()).encode(text).tolist() == alone != plain
-
-
-def test_a_padding_of_its_own(tokenized):
-    assert tokenized(padding_token_id=2).ready(()).pad == 2
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_frequencies_of_llama_3_1(tmp_path, factor):
+    arrays = converted(published()) | {"rope_freqs.weight": divisors(factor)}
+    assert len(set(arrays["rope_freqs.weight"].tolist())) == 3  # one lies between
+    checkpoint = open_file(write(tmp_path / "a.gguf", arrays))
+    scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = CONFIG | {"tie_word_embeddings": True}
+    config["rope_scaling"] = scaling | {"original_max_position_embeddings": 8192}
+    plain = Checkpoint(llama.LLAMA.model(Settings(config, "test")), llama.LLAMA, Arrays(published(), "test"))
+    assert checkpoint.config == plain.config
+    assert checkpoint.config.stack.positions.scaling == Llama3(factor=factor, trained=8192)
+    np.testing.assert_array_equal(logits(checkpoint.model()), logits(plain.model()))
 
 
 @pytest.mark.parametrize(
-    ("said", "begins"), [({}, False), ({"add_bos_token": False}, False), ({"add_bos_token": True}, True)]
-)
-def test_the_file_says_whether_lines_begin_with_bos(tokenized, said, begins):
-    assert tokenized(**said).ready(()).begins == begins
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
+    ("factors", "metadata", "said"),
     [
-        ({"model": "llama"}, "tokenizer.ggml.model is 'llama', expected 'gpt2'"),
-        (
-            {"pre": "llama-bpe"},
-            "tokenizer.ggml.pre is 'llama-bpe', expected one of 'gpt-2', 'default', 'smollm'",
-        ),
-        ({"add_space_prefix": True}, "add_space_prefix is True, expected False"),
-        ({"merges": ["t h e"]}, "its merges do not fit its tokens"),
-        ({"merges": ["zz yy"]}, "its merges do not fit its tokens"),
+        (np.ones(8), {}, "rope_freqs.weight does not say what Llama 3.1 (factor 8) or 3.2 (factor 32) does"),
+        (divisors(8.0)[:-1], {}, "does with 16 features and base 50000.0"),
+        (divisors(8.0) * (1 + 3e-4), {}, "does not say"),
+        (divisors(8.0, trained=4096), {}, "does not say"),
+        (divisors(8.0), {"llama.rope.freq_base": 5e5}, "base 500000.0"),
+        (divisors(8.0), {"llama.rope.scaling.factor": 4.0}, "rope.scaling.factor = 4.0 both scale rotary"),
     ],
 )
-def test_other_tokenizers_are_refused(tokenized, changes, said):
-    source = tokenized(**changes)  # the model is read without it
-    with pytest.raises(WeightsError) as raised:
-        source.ready(())
+def test_other_frequencies_are_refused(tmp_path, factors, metadata, said):
+    arrays = converted(published()) | {"rope_freqs.weight": factors.astype(np.float32)}
+    with pytest.raises(ConfigError) as raised:
+        open_file(write(tmp_path / "a.gguf", arrays, metadata))
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
-
-
-def test_a_file_that_went_away(tokenized, tmp_path):
-    source = tokenized()
-    shutil.move(tmp_path / "a.gguf", tmp_path / "b.gguf")
-    with pytest.raises(WeightsError, match=r"a\.gguf: cannot be read"):
-        source.ready(())
 
 
 def test_all_parameters_are_float32(tmp_path):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tokenizers import normalizers
 
 NEEDS = "make test-parity installs torch and transformers, with which published models are compared"
 torch = pytest.importorskip("torch", reason=NEEDS)
@@ -16,11 +17,14 @@ transformers = pytest.importorskip("transformers", reason=NEEDS)
 
 torch.set_num_threads(1)  # models are tiny, and threads that wait for each other are slow
 
+from gguf_files import TABLE, TEXTS, byte_level, sentencepiece, write  # noqa: E402
+
 from research.attention.masks import Slots  # noqa: E402
 from research.batch import Batch, Tokens  # noqa: E402
 from research.generation import engine  # noqa: E402
 from research.generation.engine import Generation, Greedy, prompt  # noqa: E402
 from research.interop import hub  # noqa: E402
+from research.interop.gguf_tokenizer import FromGGUF  # noqa: E402
 from research.models.families import EncoderConfig  # noqa: E402
 from research.models.paths import named  # noqa: E402
 
@@ -421,3 +425,25 @@ def test_their_half_precision_is_read_exactly(name, dtype, tmp_path):
     cls.from_pretrained(tmp_path / "half", dtype=torch.float32).save_pretrained(tmp_path / "whole")
     half, whole = params_of(read(tmp_path / "half")), params_of(read(tmp_path / "whole"))
     assert all(np.array_equal(leaf, whole[path]) for path, leaf in half.items())
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "llama-bpe", "qwen2"])
+def test_their_tokenizer_of_a_gguf_file(kind, tmp_path):
+    """Theirs puts no blank before a text that begins with one, nor after a token of the user's; llama.cpp does, as they
+    do themselves for Phi-3, so that is set in theirs then.
+    """
+    metadata = sentencepiece() if kind == "sentencepiece" else byte_level(kind)
+    path = write(tmp_path / "a.gguf", TABLE, metadata | {"tokenizer.ggml.add_bos_token": True})
+    ours = FromGGUF(path=str(path)).ready(())
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    backend = theirs.backend_tokenizer
+    backend.encode_special_tokens = True  # ours takes all text as text
+    assert (ours.bos, ours.eos) == (theirs.bos_token_id, theirs.eos_token_id)
+    plain = (*TEXTS, "I'LL  see 123456789,\n\n  the naïve café 😀\t", "<s>\n日本の猫\u00a0½\r\n a   aaaa ")
+    odd = ("<|user|>  the cat<|user|>cat", *(f" {text}" for text in plain))
+    for texts in (plain, odd):
+        for text in texts:
+            assert ours.encode(text).tolist() == backend.encode(text, add_special_tokens=False).ids
+        if kind == "sentencepiece":
+            steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            backend.normalizer, backend.pre_tokenizer = normalizers.Sequence(steps), None

@@ -72,7 +72,7 @@ def read(mask, q, k, a, b):
     return np.broadcast_to(truth.may, shape), np.broadcast_to(truth.must, shape)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(expressions, rows, st.integers(1, 20), st.integers(1, 20))
 def test_visibility_is_sound(mask, slots, a, b):
     some, every = tiles(mask, slots, slots, a, b)
@@ -81,7 +81,7 @@ def test_visibility_is_sound(mask, slots, a, b):
     assert not (must & ~every).any()  # never ALL where something is hidden
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(expressions, rows, st.sampled_from([7, 16]))
 def test_traced_visibility_is_the_same(mask, slots, size):
     traced = jax.jit(lambda s: masks.visibility(mask, masks.blocks(s, size), masks.blocks(s, size)).may * 1)
@@ -89,7 +89,7 @@ def test_traced_visibility_is_the_same(mask, slots, size):
     assert (np.broadcast_to(traced(slots), may.shape) == may).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(expressions, st.integers(1, 20), st.integers(1, 20), st.integers(0, 50))
 def test_places_alone_are_sound(mask, a, b, start):
     slots = Slots.arange(N, start=start)
@@ -99,7 +99,7 @@ def test_places_alone_are_sound(mask, a, b, start):
     assert not (np.broadcast_to(truth.must, every.shape) & ~every).any()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(expressions)
 def test_extendable_and_causal_say_what_the_matrix_says(mask):
     slots = Slots.arange(N)

@@ -14,6 +14,7 @@ from research.attention.recurrence import Convolution, Recurrent
 from research.batch import Batch, Tokens
 from research.models.config import StackConfig
 from research.models.families import DecoderConfig, EncoderDecoderConfig
+from research.models.paths import named
 from research.training import hyperparameters, losses, optimizers
 from research.training.precision import LossScale
 from research.training.step import Recipe, Trainer
@@ -53,6 +54,18 @@ def close(a, b, rtol=1e-6):
     """Equal to `rtol` of each leaf's largest entry."""
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=rtol * max(np.abs(np.asarray(y)).max(), 1e-12))
+
+
+def test_parameters_that_are_not_given_are_drawn_as_if_none_were():
+    functions = trainer()
+    drawn, other = (functions.initial(jax.random.key(seed)).params for seed in (0, 1))
+    given = {"stack": other["stack"]}
+    found = functions.initial(jax.random.key(0), params=given).params
+    assert jax.tree.structure(found) == jax.tree.structure(drawn)
+    for path, leaf in named(found).items():
+        np.testing.assert_array_equal(leaf, named(other if path.startswith("stack/") else drawn)[path])
+    with pytest.raises(ValueError, match="params has head/kernel: expected only what the model has"):
+        functions.initial(jax.random.key(0), params={"head": {"kernel": jnp.zeros((16, 2))}})
 
 
 def gradient(functions, one):

@@ -1,0 +1,208 @@
+"""What a model has forgotten: metrics of continual learning, and its loss on text that it was not tuned on.
+
+The metrics read scores R f[t t], higher is better (of losses, their negatives): R[i, j] is the score on task j after
+training on tasks 0 to i. Published definitions differ under one name; each has its own function here, and `SUMMARY` the
+names under which they are reported. A name with an @ is of the code that it names.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from research.data.corpora import Factbook, StateOfTheUnion
+from research.data.documents import Corpus
+from research.data.objectives import Objective
+from research.data.pipeline import Data, Dataset
+from research.evaluation.likelihood import held_out
+from research.evaluation.trained import Scores, Trained
+from research.models.families import Encoder
+
+Matrix = Float[np.ndarray, "t t"]
+Frontier = Float[np.ndarray, "n 2"]  # points of an arm: what was learned, and what was forgotten for it
+
+
+def accuracy(scores: Matrix) -> float:
+    """ACC: the mean score over all tasks after the last (Lopez-Paz and Ranzato 2017, equation 2)."""
+    return float(np.mean(_several(scores)[-1]))
+
+
+def backward_transfer(scores: Matrix) -> float:
+    """BWT: how much higher the earlier tasks score after the last task than after their own (ibid., equation 3)."""
+    return float(np.mean((_several(scores)[-1] - np.diag(scores))[:-1]))
+
+
+def backward_transfer_gem(scores: Matrix) -> float:
+    """BWT as the paper's code has it: the mean is over all t tasks, the last one's zero included."""
+    return float(np.mean(_several(scores)[-1] - np.diag(scores)))
+
+
+def forward_transfer(scores: Matrix, untrained: Float[np.ndarray, " t"]) -> float:
+    """FWT: how much higher a task scores just before it is trained on than without any training (ibid., equation 4)."""
+    return float(np.mean(_ahead(scores, untrained)))
+
+
+def forward_transfer_gem(scores: Matrix, untrained: Float[np.ndarray, " t"]) -> float:
+    """FWT as the paper's code has it: divided by t, though the first task has none."""
+    return float(np.sum(_ahead(scores, untrained)) / len(scores))
+
+
+def forgetting_chaudhry(scores: Matrix) -> float:
+    """How far the earlier tasks are below the best that they ever scored before the last task (Chaudhry et al. 2018,
+    equation 3); also before their own training, so all of R is read.
+    """
+    return float(np.mean((np.max(_several(scores)[:-1], axis=0) - scores[-1])[:-1]))
+
+
+def forgetting_avalanche(scores: Matrix) -> float:
+    """How far the earlier tasks are below what they scored after their own training (Avalanche): -BWT."""
+    return -backward_transfer(scores)
+
+
+SUMMARY: Mapping[str, Callable[[Matrix], float]] = MappingProxyType(
+    {
+        "acc": accuracy,
+        "bwt": backward_transfer,
+        "bwt@gem": backward_transfer_gem,
+        "forgetting": forgetting_chaudhry,
+        "forgetting@avalanche": forgetting_avalanche,
+    }
+)
+
+
+def retained(before: float, after: float, *, chance: float = 0.0) -> float:
+    """The share of a score that is left: after / before, or of what it was above chance.
+
+    Raises:
+      ValueError: there was nothing above chance to retain.
+    """
+    if before <= chance:
+        raise ValueError(f"retained: a score of {before} before, expected more than chance = {chance}")
+    return (after - chance) / (before - chance)
+
+
+def delta_nll(before: float, after: float) -> float:
+    """What was forgotten of a text, in nats per token: its loss after tuning less its loss before."""
+    return after - before
+
+
+def forgetting_at(frontier: Frontier, at: float) -> float | None:
+    """What was forgotten where `at` was learned, on straight lines between the points of an arm.
+
+    Points of equal learning count as their mean. None outside the range that the arm measured: nothing is extrapolated.
+    """
+    learned = np.unique(frontier[:, 0])
+    if not len(learned) or not learned[0] <= at <= learned[-1]:
+        return None
+    forgotten = [frontier[frontier[:, 0] == value, 1].mean() for value in learned]
+    return float(np.interp(at, learned, forgotten))
+
+
+def matched(a: Frontier, b: Frontier, at: float) -> float | None:
+    """How much more arm `a` forgets than arm `b` where both have learned `at`; None: not comparable, since one of them
+    measured nothing on one side of it.
+    """
+    one, other = forgetting_at(a, at), forgetting_at(b, at)
+    return None if one is None or other is None else one - other
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Retention:
+    """How likely the model finds held-out text of other corpora than its own, in the same windows and layout.
+
+    What tuning has made it forget is the difference between two of these (`delta_nll`), of the tuned and of the
+    untuned model. Documents are split by their content and by the run's own shares: what one run holds out of a corpus,
+    all with the same shares do. Archives are read from the user's data folder (RESEARCH_DATA_DIR).
+
+    Attributes:
+      corpora: a name without dots, and a corpus, of each.
+      objective: what its windows become; None: as the run's held-out ones. A run on records needs another for free
+        text.
+      split: which.
+    """
+
+    corpora: tuple[tuple[str, Corpus], ...] = (
+        ("general", StateOfTheUnion()),
+        ("encyclopedic", Factbook()),
+    )
+    objective: Objective | None = None
+    split: Literal["test", "validation"] = "test"
+
+    def __post_init__(self):
+        names = [name for name, _ in self.corpora]
+        if not names or len(set(names)) < len(names) or any("." in name or not name for name in names):
+            raise ValueError(
+                f"Retention.corpora has the names {names}: expected at least one, all different and without dots"
+            )
+
+    def __call__(self, trained: Trained) -> Scores:
+        """`{"loss": {name: nats per target}, "bits_per_byte": {name: bits}}`, as `likelihood.held_out` has them.
+
+        Raises:
+          ValueError: the model tells classes, or a corpus has no window for the objective.
+          CatalogError: an archive is missing and cannot be downloaded.
+        """
+        model = trained.trainer.model(trained.params)
+        if isinstance(model, Encoder) and model.classes is not None:
+            raise ValueError(
+                f"Retention is of tokens, but EncoderConfig.classes = {model.classes}; leave the evaluation out"
+            )
+        scores: dict[str, dict[str, float]] = {}
+        for name, corpus in self.corpora:
+            text = self._text(trained.text, name, corpus)
+            found = held_out(
+                trained.trainer,
+                trained.params,
+                text.held_out(self.split),
+                text.tokenizer,
+                place=trained.place,
+            )
+            for measure, value in found.items():
+                scores.setdefault(measure, {})[name] = value
+        return scores
+
+    def _text(self, own: Dataset, name: str, corpus: Corpus) -> Dataset:
+        """The corpus as the run's data set would have it."""
+        data = own.data
+        data = dataclasses.replace(
+            data,
+            corpus=corpus,
+            tokenizer=own.tokenizer,
+            objective=self.objective or data.scored(data.parts[0]),
+            evaluation=None,
+            transforms=(),  # they and the weights are of the run's own training windows
+            weights=None,
+        )
+        try:
+            return _loaded(data)
+        except ValueError as error:
+            raise ValueError(
+                f"Retention.corpora, {name!r}: {error}; what its windows become is Retention.objective"
+            ) from error
+
+
+@functools.lru_cache(maxsize=8)  # of all cells and replays of a study
+def _loaded(data: Data) -> Dataset:
+    return data.load()
+
+
+def _several(scores: Matrix) -> Matrix:
+    """The scores themselves.
+
+    Raises:
+      ValueError: they are of one task.
+    """
+    if len(scores) < 2:
+        raise ValueError(
+            f"scores of {len(scores)} task(s): expected at least 2, or there is nothing to forget"
+        )
+    return scores
+
+
+def _ahead(scores: Matrix, untrained: Float[np.ndarray, " t"]) -> Float[np.ndarray, " s"]:
+    """Of each task but the first, its score just before its training less that without any."""
+    return np.diag(_several(scores), k=1) - untrained[1:]

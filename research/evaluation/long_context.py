@@ -1,0 +1,258 @@
+"""Loss by length of context, under the two protocols in which it is reported.
+
+*Non-overlapping* windows cut the text into runs of a length; a token is predicted from what its own run holds before
+it, so the first ones of each have next to no context, and a longer window helps for that alone. *Sliding* windows
+advance by a stride and score only the new tokens, which all have at least `length - stride` tokens before them. Press
+et al. 2022 (ALiBi), tables 3 and 15, show how much the choice changes a curve. Here both score the same tokens, each
+once, at every length: what differs between two numbers is the context alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Float64, Int, Int32
+
+from research.batch import Batch
+from research.data.objectives import Example
+from research.data.pipeline import Dataset
+from research.data.windows import Tokenized
+from research.evaluation.trained import Scores, Trained
+from research.models.families import Decoder
+from research.training.step import Trainer
+
+
+class Span(NamedTuple):
+    """A window of a line of tokens: [start, stop) is read behind BOS, and [scored, stop) is scored."""
+
+    start: int
+    scored: int
+    stop: int
+
+
+def non_overlapping(first: int, stop: int, length: int) -> list[Span]:
+    """The windows that score tokens [first, stop), one after another; the last may be shorter than `length`."""
+    return [Span(begin, begin, min(begin + length, stop)) for begin in range(first, stop, length)]
+
+
+def sliding(first: int, stop: int, length: int, stride: int) -> list[Span]:
+    """The windows that score tokens [first, stop), `stride` new ones each, behind as many as `length` has room for.
+
+    With a stride of 1 each token is predicted from the `length - 1` tokens before it.
+
+    Raises:
+      ValueError: a window has no room for its new tokens.
+    """
+    if not 1 <= stride <= length:
+        raise ValueError(f"stride = {stride} in windows of {length} tokens: expected 1 to {length}")
+    ends = [(begin, min(begin + stride, stop)) for begin in range(first, stop, stride)]
+    return [Span(max(end - length, 0), begin, end) for begin, end in ends]
+
+
+def effective_context(losses: Mapping[int, float], eps: float) -> int:
+    """The smallest length whose loss is at most `eps` nats above that of the greatest length.
+
+    Where it is the greatest one, that is a lower bound. Where longer windows are worse, as past the trained length, it
+    says that nothing is gained by them.
+    """
+    full = losses[max(losses)]
+    return min(length for length, loss in losses.items() if loss - full <= eps)
+
+
+def by_position(losses: Float64[np.ndarray, " n"], positions: Int[np.ndarray, " n"]) -> dict[str, float]:
+    """Mean loss of the tokens at positions 0, 1, 2-3, 4-7, ...; each label is the first position of its bucket.
+
+    `positions`: how many tokens each was predicted from.
+    """
+    bucket = np.where(positions > 0, 2 ** np.floor(np.log2(np.maximum(positions, 1))), 0).astype(int)
+    return {str(first): float(losses[bucket == first].mean()) for first in np.unique(bucket).tolist()}
+
+
+def icl_score(
+    losses: Float64[np.ndarray, " n"],
+    positions: Int[np.ndarray, " n"],
+    *,
+    early: tuple[int, int],
+    late: tuple[int, int],
+) -> float:
+    """Mean loss at the late positions less that at the early ones, in nats (Olsson et al. 2022: that of the 500th token
+    less that of the 50th): the more negative, the more is learned in context.
+
+    Args:
+      losses, positions: of each token its loss, and how many tokens it was predicted from.
+      early, late: the first position and the one after the last.
+    """
+
+    def mean(bounds: tuple[int, int]) -> float:
+        return float(losses[(positions >= bounds[0]) & (positions < bounds[1])].mean())
+
+    return mean(late) - mean(early)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def token_losses(trainer: Trainer, params: Any, batch: Batch) -> Float[Array, "b t"]:
+    """The loss of each token in nats, whatever its weight, without dropout.
+
+    The summed loss is linear in the weights, so its gradient by them is just that; the loss runs over chunks of tokens,
+    and logits [b t v] are never there.
+    """
+    return jax.grad(lambda weights: trainer.loss(params, dataclasses.replace(batch, weights=weights))[0])(
+        batch.weights
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LengthCurve:
+    """Held-out loss of a decoder in windows of several lengths.
+
+    *Stretches* are runs of `lengths[-1] - stride + tokens` tokens of one document each, without overlap, spread evenly
+    over the split. The last `tokens` of a stretch are scored; those before them are only read, so that every sliding
+    window is full. Each window begins with BOS at position 0, as in training. A prefix decoder is given no prefix, so
+    it reads as a causal one.
+
+    Attributes:
+      lengths: tokens of a window, rising.
+      stride: new tokens of a sliding window.
+      stretches: at most so many, and at most `Data.held_out`.
+      tokens: how many are scored of each.
+      split: of which documents.
+      eps: nats; see `effective_context`.
+    """
+
+    lengths: tuple[int, ...] = (64, 128, 256)
+    stride: int = 32
+    stretches: int = 32
+    tokens: int = 256
+    split: Literal["test", "validation"] = "test"
+    eps: float = 0.01
+
+    def __post_init__(self):
+        if list(self.lengths) != sorted(set(self.lengths)) or min(self.lengths, default=0) < 2:
+            raise ValueError(
+                f"LengthCurve.lengths = {self.lengths}: expected rising numbers of at least 2 tokens"
+            )
+        if not 1 <= self.stride <= self.lengths[0]:
+            raise ValueError(
+                f"LengthCurve.stride = {self.stride}: expected 1 to {self.lengths[0]}, the shortest of "
+                "LengthCurve.lengths"
+            )
+        if self.tokens < self.lengths[-1]:
+            raise ValueError(
+                f"LengthCurve.tokens = {self.tokens}: expected at least {self.lengths[-1]}, the longest of "
+                "LengthCurve.lengths"
+            )
+        if self.stretches < 1 or self.eps < 0:
+            raise ValueError(
+                f"LengthCurve.stretches = {self.stretches}, LengthCurve.eps = {self.eps}: expected at least 1 and at "
+                "least 0"
+            )
+
+    def __call__(self, trained: Trained) -> Scores:
+        """Nats per token by length, `non_overlapping` and `sliding`, and `by_position` in the longest non-overlapping
+        windows, with the labels of that function. `effective_context` in tokens, by the sliding losses. `icl_score`: of
+        the last tenth of the longest window and its second tenth. `tokens`: how many were scored for each number.
+
+        Raises:
+          ValueError: the model is no decoder that hides what comes later, has a memory or fewer positions than the
+            longest window, or no document is long enough.
+        """
+        _check_reads(trained.trainer.model(trained.params), self.lengths)
+        lines = self._lines(trained.text)
+        first = self.lengths[-1] - self.stride
+        stop = first + self.tokens
+        apart = {n: _measured(trained, lines, non_overlapping(first, stop, n)) for n in self.lengths}
+        slid = {
+            n: float(_measured(trained, lines, sliding(first, stop, n, self.stride))[0].mean())
+            for n in self.lengths
+        }
+        longest = self.lengths[-1]
+        tenth = max(longest // 10, 1)
+        return {
+            "non_overlapping": {str(n): float(losses.mean()) for n, (losses, _) in apart.items()},
+            "sliding": {str(n): loss for n, loss in slid.items()},
+            "by_position": by_position(*apart[longest]),
+            "effective_context": effective_context(slid, self.eps),
+            "icl_score": icl_score(
+                *apart[longest], early=(tenth, 2 * tenth), late=(longest - tenth, longest)
+            ),
+            "tokens": len(apart[longest][0]),
+        }
+
+    def _lines(self, text: Dataset) -> list[Int32[np.ndarray, " n"]]:
+        """The stretches."""
+        size = self.lengths[-1] - self.stride + self.tokens
+        found = [
+            ids[start : start + size]
+            for ids in _documents(text, self.split)
+            for start in range(0, len(ids) - size + 1, size)
+        ]
+        if not found:
+            most = max(map(len, _documents(text, self.split)))
+            raise ValueError(
+                f"LengthCurve reads stretches of {size} tokens (the longest of LengthCurve.lengths less "
+                f"LengthCurve.stride, and LengthCurve.tokens), but the longest {self.split} document of "
+                f"{text.data.corpus} has {most}; lower them, or use a corpus of longer documents"
+            )
+        count = min(self.stretches, text.data.held_out, len(found))
+        return [found[i] for i in np.linspace(0, len(found) - 1, count).astype(int)]
+
+
+def _documents(text: Dataset, split: str) -> Iterator[Int32[np.ndarray, " n"]]:
+    """The tokens of each document of a split."""
+    for part in text.windows:
+        windows = part[split]
+        if not isinstance(windows, Tokenized) or any(window.record for window in windows):
+            raise ValueError(
+                f"LengthCurve reads long documents, but Data.corpus = {text.data.corpus} has records or is synthetic; "
+                "expected free text: bind another corpus or leave the evaluation out"
+            )
+        for begin, end in zip(windows.bounds[:-1], windows.bounds[1:], strict=True):
+            yield windows.ids[begin:end]
+
+
+def _check_reads(model: Any, lengths: tuple[int, ...]) -> None:
+    """That the model predicts a token from those before it alone, and can tell so many positions apart."""
+    if not isinstance(model, Decoder) or not all(
+        spec.visible(model.config.mask).extendable for spec in model.config.stack.pattern
+    ):
+        raise ValueError(
+            f"LengthCurve scores each token from those before it, but {type(model).__name__} also reads a source or "
+            "what comes later; expected a decoder: leave the evaluation out"
+        )
+    stack = model.config.stack
+    if stack.memory is not None:
+        raise ValueError(
+            f"LengthCurve reads each window alone, but StackConfig.memory = {stack.memory} carries one on to the next; "
+            "expected None: leave the evaluation out"
+        )
+    schemes = [spec.positions or stack.positions for spec in stack.pattern]
+    for scheme in schemes:
+        if scheme.limit is not None and scheme.limit < lengths[-1]:
+            raise ValueError(
+                f"LengthCurve.lengths = {lengths}: windows of up to {lengths[-1]} tokens, but {type(scheme).__name__} "
+                f"positions of the model end at {scheme.limit}; leave out lengths above {scheme.limit}"
+            )
+
+
+def _measured(
+    trained: Trained, lines: Sequence[Int32[np.ndarray, " n"]], spans: Sequence[Span]
+) -> tuple[Float64[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """The loss of every scored token of all lines, and how many tokens it was predicted from."""
+    losses, positions = [], []
+    for batch in trained.text.placed([_example(ids, span) for ids in lines for span in spans]):
+        (placed,) = trained.place([batch])
+        found = token_losses(trained.trainer, trained.params, placed)
+        scored = np.asarray(batch.weights) > 0
+        losses.append(multihost_utils.process_allgather(found, tiled=True)[scored])
+        positions.append(np.asarray(batch.target.slots.position)[scored])
+    return np.concatenate(losses).astype(np.float64), np.concatenate(positions)
+
+
+def _example(ids: Int32[np.ndarray, " n"], span: Span) -> Example:
+    """A window as targets only, of which some have weight."""
+    weights = (np.arange(span.start, span.stop) >= span.scored).astype(np.float32)
+    return Example(ids[:0], ids[span.start : span.stop], weights)

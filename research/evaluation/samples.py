@@ -1,0 +1,157 @@
+"""How much the text that a model writes repeats, by temperature, beside the text that people wrote."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int32
+
+from research.data.windows import spread
+from research.evaluation import repetition
+from research.evaluation.continuing import continued
+from research.evaluation.loops import loops_holtzman_code, loops_holtzman_paper, t50
+from research.evaluation.trained import Scores, Trained
+from research.generation.engine import Choice, Generation, Greedy, Sample
+from research.generation.processors import Chain, Temperature
+from research.models.families import Encoder, EncoderDecoder, Model
+
+Lines = list[Int32[np.ndarray, " _"]]
+
+METRICS = {  # by name what is counted, of n-grams of which there must be some
+    "loop@holtzman-code": lambda lines, n: loops_holtzman_code(lines).rate,
+    "loop@holtzman-paper": lambda lines, n: loops_holtzman_paper(lines).rate,
+    "seq_rep@welleck": repetition.seq_rep_welleck,
+    "seq_rep@simctg": repetition.seq_rep_simctg,
+    "diversity@welleck": lambda lines, n: repetition.diversity_welleck(lines),
+    "diversity@simctg": lambda lines, n: repetition.diversity_simctg(lines),
+    "distinct": repetition.distinct,
+    "distinct@holtzman": repetition.distinct_holtzman,
+    "rep_w": lambda lines, n: repetition.rep_w(lines),
+    "rep_r": lambda lines, n: repetition.rep_r(lines),
+    "zipf": lambda lines, n: repetition.zipf(lines),
+    "uniq": lambda lines, n: repetition.unique(lines),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Repetition:
+    """Repetition of samples that go on from held-out windows, `{metric: {temperature: value}}`, under `METRICS` and
+    `tokens`, their mean length; `human`: the same of what follows in the windows, as far as they go; and `t50`, of
+    loops by the code of Holtzman et al., unless it is censored. A metric that a set of samples is too short for is left
+    out.
+
+    A sample ends at EOS, which is not counted, or at `length`. It depends on the seed, the prompt and the temperature.
+
+    Attributes:
+      prompts: windows of the test split, spread evenly (of a mixture: of its first part); one sample of each at each
+        temperature.
+      prompt: tokens of a window of free text that are given; None: 32, or half of a shorter window. A record gives what
+        it gives.
+      length: the most tokens of a sample. Prompt and sample should fit into a window of training.
+      temperatures: rising; 0: the likeliest token.
+      n: of n-grams where the metric has no own; at least 8 where tokens are bytes.
+      rows: at a time.
+    """
+
+    prompts: int = 16
+    prompt: int | None = None
+    length: int = 64
+    temperatures: tuple[float, ...] = (0.0, 0.5, 1.0)
+    n: int = 4
+    rows: int = 16
+
+    def __post_init__(self):
+        for name in ("prompts", "length", "n", "rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Repetition.{name} = {getattr(self, name)}: expected at least 1")
+        if self.prompt is not None and self.prompt < 1:
+            raise ValueError(f"Repetition.prompt = {self.prompt}: expected at least 1, or None")
+        steps = np.diff(self.temperatures)
+        if not self.temperatures or self.temperatures[0] < 0 or np.any(steps <= 0):
+            raise ValueError(
+                f"Repetition.temperatures = {self.temperatures}: expected at least one, rising, none below 0"
+            )
+
+    def __call__(self, trained: Trained) -> Scores:
+        """The metrics.
+
+        Raises:
+          ValueError: a model that writes nothing, a prompt that leaves nothing of a window, or too few positions.
+        """
+        prompts, human = self.pairs(trained)
+        written = {f"{each:g}": self.samples(trained, prompts, each) for each in self.temperatures}
+        scores: dict[str, dict[str, float]] = {}
+        for label, lines in written.items():
+            for name, value in self.measured(lines).items():
+                scores.setdefault(name, {})[label] = value
+        scores["human"] = self.measured(human)
+        if len(written) > 1:
+            loops = [loops_holtzman_code(lines) for lines in written.values()]
+            counts = [int((each.period > 0).sum()) for each in loops]
+            found = t50(self.temperatures, counts, [len(prompts)] * len(counts))
+            if found.censored is None:
+                scores["t50"] = {"value": found.value, "low": found.low, "high": found.high}
+        return scores
+
+    def measured(self, lines: Lines) -> dict[str, float]:
+        """The metrics of a set of sequences, as far as it has them."""
+        found = {"tokens": float(np.mean([len(line) for line in lines]))}
+        for name, metric in METRICS.items():
+            try:
+                found[name] = float(metric(lines, self.n))
+            except repetition.TooShort:
+                continue
+        return found
+
+    def pairs(self, trained: Trained) -> tuple[Lines, Lines]:
+        """What is given of each window, and what follows in it.
+
+        Raises:
+          ValueError: nothing is given, or nothing follows.
+        """
+        windows = trained.text.windows[0]["test"]
+        prompts, human = [], []
+        for window in (windows[i] for i in spread(len(windows), self.prompts)):
+            cut = window.given or self.prompt or min(32, len(window.ids) // 2)
+            if not 0 < cut < len(window.ids):
+                raise ValueError(
+                    f"Repetition.prompt = {self.prompt}: a window of {len(window.ids)} tokens gives {cut}; expected at "
+                    "least one, and one more that follows: change it or Data.window"
+                )
+            prompts.append(window.ids[:cut])
+            human.append(window.ids[cut : cut + self.length])
+        return prompts, human
+
+    def samples(self, trained: Trained, prompts: Lines, temperature: float) -> Lines:
+        """What the model writes after each prompt, without the end.
+
+        Raises:
+          ValueError: a model that writes nothing, or learned positions that end before.
+        """
+        model, tokenizer = trained.trainer.model(trained.params), trained.text.tokenizer
+        choice: Choice = Sample() if temperature else Greedy()
+        chain = Chain(processors=(Temperature(value=temperature),)) if temperature else Chain()
+        how = Generation(tokens=self.length, end=(tokenizer.eos,), choice=choice, processors=chain)
+        longest = max(map(len, prompts))
+        self._fits(model, longest)
+        written = continued(trained, prompts, how, longest=longest, rows=self.rows)
+        return [_without_end(line, tokenizer.eos) for line in written]
+
+    def _fits(self, model: Model | Encoder, longest: int) -> None:
+        if isinstance(model, Encoder):
+            raise ValueError(
+                "Repetition of an Encoder: it writes no text; take the evaluation out, or train a model with a decoder"
+            )
+        stacks = [(model.decoding, 1 + self.length + (0 if model.reads_source else longest))]
+        if isinstance(model, EncoderDecoder):
+            stacks.append((model.config.encoder, longest))
+        for stack, most in stacks:
+            for scheme in (spec.positions or stack.positions for spec in stack.pattern):
+                if scheme.limit is not None and scheme.limit < most:
+                    raise ValueError(
+                        f"Repetition.length = {self.length} after {longest} tokens: {most} are read, but positions of "
+                        f"the model ({type(scheme).__name__}) end at {scheme.limit}; lower Repetition.length or .prompt"
+                    )
+
+
+def _without_end(ids: np.ndarray, end: int) -> np.ndarray:
+    return ids[:-1] if ids[-1] == end else ids
