@@ -259,7 +259,9 @@ def test_every_picture_has_words(visit):
     tab = visit()
     unfold(tab)
     images = tab.get_by_role("img").all()
-    named = [tab.get_by_role("img", name=name).count() for name in ("over steps", "Which keys", "training FLOPs")]
+    named = [
+        tab.get_by_role("img", name=name).count() for name in ("over steps", "Which keys", "training FLOPs")
+    ]
     assert len(images) == sum(named)
     assert min(named) > 0
     broken = "all => all.filter((image) => !image.naturalWidth).length"
