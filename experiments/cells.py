@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import configs, experiment, folders, running, scoring
+from experiments import configs, experiment, folders, running, scoring, twins
 from experiments.experiment import Experiment
 from experiments.folders import InUse
 from experiments.stages import Stage
@@ -67,17 +67,18 @@ class Cell:
             base: dict[str, Any] = {"base": self.base.job.planned, "place": str(self.base.job.folder)}
             assert isinstance(planned.init_from, Stage)
             planned = dataclasses.replace(planned, init_from=dataclasses.replace(planned.init_from, **base))
-        key = experiment.key(planned, self.data_dir)
+        names = twins.pattern(self.seed, experiment.key(planned, self.data_dir))
         return running.Job(
             planned,
             config,
-            self.runs / f"{self.arm}-s{self.seed}-{key[:12]}",
+            self.runs / names.replace("*", self.arm, 1),
             self.title,
             self.study.evaluations(self.arm),
-            self.again,
-            bool(self.followers),
-            True,
-            self.study.rules,
+            anew=self.again,
+            kept=bool(self.followers),
+            replayed=True,
+            twins=names,
+            rules=self.study.rules,
         )
 
     @property

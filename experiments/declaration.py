@@ -47,8 +47,8 @@ class Table:
       shown: by comparison, more columns of its table.
       compared: the arms that are compared with each other, by a name for them: the first is the baseline. Each
         comparison has a table, the first that of the study; all its arms have as many seeds.
-      groups: the arms of "headline", "core" and "extended", of which the last is only run when asked for; {}: all are
-        headline.
+      groups: the comparisons of "headline", "core" and "extended", or single arms of theirs; the last is only run when
+        asked for. {}: all are headline.
       match: by comparison, what its arms cost as much of as their baseline; in one without, they cost what they cost.
       knobs: by arm, the integer that is turned until it does, as a gin binding without its value and what the value
         is a multiple of: ("StackConfig.hidden", 8), ("train.steps", 1). An arm without one has to cost that as it is.

@@ -5,6 +5,7 @@ import difflib
 import itertools
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,13 @@ class RunFolder:
     def finish(self, result: Record) -> None:
         """Write the result. RunError: it cannot be written."""
         write(self.path / "result.json", text_of(result))
+
+    def adopt(self, other: Path, result: Record) -> None:
+        """Have what another folder has, but its settings, with this result. OSError: it cannot be copied."""
+        own = shutil.ignore_patterns(".lock", "aside_*", "config.gin", "result.json")
+        shutil.copytree(other, self.path, ignore=own, dirs_exist_ok=True)
+        self.known = json.loads((self.path / "run.json").read_text())
+        self.finish(result)
 
     def set_aside(self) -> None:
         """Put all that the run has left into a folder of its own, so that it begins anew."""

@@ -240,8 +240,10 @@ def price(planned: study.Study, group: str, every: Sequence[Cell]) -> Price:
             per_token = row.budget["train_flops"] / row.budget["tokens_seen"]
             speeds.setdefault(row.arm, []).append(rate * per_token)
     usual = [statistics.median(found) for found in speeds.values()]
-    flops, seconds = 0.0, 0.0
+    flops, seconds, taken = 0.0, 0.0, lineage.leaders(every)
     for cell in own:
+        if cell in taken:
+            continue
         one = cell.job.planned
         work = experiment.cost(one.model, one.data, cell.data_dir).train_flops * one.steps
         flops += work

@@ -40,13 +40,39 @@ def needed(todo: Iterable[Cell]) -> list[Cell]:
 
 
 def waves(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """The cells, such that the base of each, where it is one of them, is in an earlier list."""
-    among = {cell.job.folder for cell in cells}
+    """The cells, such that what each waits for, where it is one of them, is in an earlier list: its base, and the cell
+    whose run it takes.
+    """
+    among, leader = {cell.job.folder: cell for cell in cells}, leaders(cells)
+
+    def depth(cell: Cell) -> int:
+        before = [among[base.job.folder] for base in _ancestors(cell) if base.job.folder in among]
+        if cell in leader:
+            before.append(leader[cell])
+        return 1 + max(map(depth, before), default=-1)
+
     found: dict[int, list[Cell]] = {}
     for cell in cells:
-        depth = sum(base.job.folder in among for base in _ancestors(cell))
-        found.setdefault(depth, []).append(cell)
-    return [found[depth] for depth in sorted(found)]
+        found.setdefault(depth(cell), []).append(cell)
+    return [found[number] for number in sorted(found)]
+
+
+def leaders(cells: Sequence[Cell]) -> dict[Cell, Cell]:
+    """Of each cell that need not train, another of the same experiment, whose run it takes; see `twins`.
+
+    That one is evaluated on its way where this one asks for that, and no cell takes what it has taken itself.
+    """
+    found: dict[Cell, Cell] = {}
+    first: dict[str | None, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: not cell.job.evaluated):
+        alike, asked = first.setdefault(cell.job.twins, []), cell.job.evaluated
+        for other in alike:
+            if not asked or asked == other.job.evaluated:
+                found[cell] = other
+                break
+        else:
+            alike.append(cell)
+    return found
 
 
 def _ancestors(cell: Cell) -> list[Cell]:

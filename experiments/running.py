@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from experiments import code, folders, machine, replays, scoring, start
+from experiments import code, folders, machine, replays, scoring, start, twins
 from experiments.experiment import (
     Experiment,
     cost,
@@ -51,6 +51,8 @@ class Job:
       anew: a result that other code has measured does not count.
       kept: nor does one whose parameters are gone.
       replayed: whether a replay is recorded, by which it is known later whether the code still measures the same.
+      twins: pattern of the names of run folders beside it that hold the same experiment; such a run is taken, not made
+        again. None: there are none, or that is not wanted.
       rules: hashes of the rules that it decides, for the record; see `research.analysis.claims.declared`.
     """
 
@@ -62,7 +64,14 @@ class Job:
     anew: bool = False
     kept: bool = False
     replayed: bool = False
+    twins: str | None = None
     rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def evaluated(self) -> set[int]:
+        """The steps after which it is evaluated, the last one among them; none where it is not, on the way."""
+        every, steps = self.planned.plan.evaluate_every, self.planned.steps
+        return {*range(every, steps, every), steps} if every else set()
 
     def __post_init__(self):
         if named := sorted(self.evaluations.keys() & MEASURES):
@@ -176,6 +185,15 @@ class _Run:
         self.error: Exception | None = None
         self._data_dir, self._code = data_dir, code.fingerprint((planned, *job.evaluations.values()))
         try:
+            if job.twins is not None and jax.process_count() == 1:
+                twins.take(
+                    self._folder,
+                    job.twins,
+                    config=job.config,
+                    code=self._code,
+                    hashes=scoring.hashes(job.evaluations),
+                    steps=job.evaluated,
+                )
             self.finished: Result | None = self._folder.result
             if self.finished is not None and not self._counts(self.finished):
                 self._folder.set_aside()

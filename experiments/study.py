@@ -347,7 +347,12 @@ def _by_arm(study: str, field: str, declared: dict[str, tuple[str, ...]]) -> dic
 
 def _groups(name: str, table: Table, points: dict[str, tuple[str, Point]]) -> dict[str, tuple[str, ...]]:
     """Every arm of each group; an arm at a point of a sweep is where its own name or that of its file stands."""
-    declared = table.groups or {GROUPS[0]: table.arms}
+    declared = {
+        group: tuple(
+            arm for one in names for arm in ((one,) if one in table.arms else table.compared.get(one, (one,)))
+        )
+        for group, names in (table.groups or {GROUPS[0]: table.arms}).items()
+    }
     if strange := sorted(set(declared) - set(GROUPS)):
         raise configs.ConfigError(
             f"Table.groups of study {name} has {strange[0]!r}, expected some of {GROUPS}"

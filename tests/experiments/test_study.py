@@ -45,6 +45,7 @@ def test_groups_stand_in_their_order_and_arms_in_that_of_the_table(matched):
     planned = matched(groups={"core": ("prefix",), "headline": ("causal",)})
     assert list(planned.groups.items()) == [("headline", ("causal",)), ("core", ("prefix",))]
     assert matched(groups={"core": ("prefix", "causal")}).groups == {"core": ("causal", "prefix")}
+    assert matched(groups={"core": ("all",)}).groups == {"core": ("causal", "prefix")}  # by their comparison
 
 
 def test_a_swept_arm_is_where_its_file_is_or_where_its_own_name_stands(matched):
