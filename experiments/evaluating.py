@@ -125,6 +125,7 @@ def measure(
         seed=planned.seed,
         place=solo.whole,
         history=origin.history,
+        base=origin.begun,
     )
     with machine.surroundings(planned, placed):
         scores = scoring.evaluated(evaluations, trained, origin.place)

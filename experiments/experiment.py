@@ -31,8 +31,9 @@ from research.models.families import EncoderConfig, FamilyConfig
 from research.training import hyperparameters, loop
 from research.training.checkpoints import Keep
 from research.training.optimizers import AdamW, Optimizer
+from research.training.remedies import Remedy
 from research.training.sharding import Parallelism
-from research.training.step import Recipe, Trainer
+from research.training.step import LATER, Recipe, Trainer
 from research.training.stopping import EarlyStopping
 from research.training.trackers import Tracker
 
@@ -186,6 +187,8 @@ def _key(planned: Experiment, data_dir: str | None, start: str | None) -> str:
         read = dataset(planned.data, data_dir).tokenizer
         assert isinstance(read, Subwords)
         parts.append(_sha256([read.model, read.layout]))
+    for remedy in planned.recipe.remedies:
+        parts += _read_by(remedy, planned.data, data_dir)
     if start is not None:
         parts.append(start)
     return _sha256(parts)
@@ -195,6 +198,12 @@ def _key(planned: Experiment, data_dir: str | None, start: str | None) -> str:
 def fingerprint(data: Data, data_dir: str | None) -> str:
     """The fingerprint of the documents that a data set is made of."""
     return dataset(data, data_dir).fingerprint
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_by(remedy: Remedy, data: Data, data_dir: str | None) -> tuple[str, ...]:
+    """Fingerprints of the documents that a remedy reads beside the run's own."""
+    return tuple(remedy.fingerprints(dataset(data, data_dir)))
 
 
 def hash_of(value: Any) -> str:
@@ -208,10 +217,14 @@ def _sha256(tree: Any) -> str:
 
 def describe(value: Any) -> Any:
     """A config tree as JSON: frozen values by the name of their class and all their fields, defaults included, but of
-    corpora only how they are mixed, and of a tokenizer's files not where they are.
+    corpora only how they are mixed, and of a tokenizer's files not where they are; see `step.LATER` too.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        fields = {
+            field.name: getattr(value, field.name)
+            for field in dataclasses.fields(value)
+            if field.metadata != LATER or getattr(value, field.name) != field.default
+        }
         if not isinstance(fields.get("corpus"), Mixture):
             fields.pop("corpus", None)
         if isinstance(value, Pretrained):

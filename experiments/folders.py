@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,26 @@ class RunFolder:
         write(self.path / "result.json", text_of(result))
 
     def adopt(self, other: Path, result: Record) -> None:
-        """Have what another folder has, but its settings, with this result. OSError: it cannot be copied."""
-        own = shutil.ignore_patterns(".lock", "aside_*", "config.gin", "result.json")
-        shutil.copytree(other, self.path, ignore=own, dirs_exist_ok=True)
+        """Have what another folder has, but its settings, with this result; the other is locked meanwhile.
+
+        Raises:
+          InUse: another process is at work there.
+          OSError: it cannot be copied.
+        """
+        try:
+            lock = filelock.FileLock(other / ".lock", timeout=0)
+            lock.acquire()
+        except filelock.Timeout:
+            raise InUse(f"run folder {other} is in use by another process") from None
+        with lock, tempfile.TemporaryDirectory(prefix=".taking", dir=self.path) as part:
+            own = shutil.ignore_patterns(".lock", "aside_*", "config.gin", "result.json", ".taking*")
+            copy = Path(shutil.copytree(other, Path(part) / "run", ignore=own))
+            # What says that there is a run goes last: until then there is none, and the next launch begins anew.
+            for path in sorted(copy.iterdir(), key=lambda path: path.name == "run.json"):
+                place = self.path / path.name
+                if place.is_dir():  # of a copy that was cut short
+                    shutil.rmtree(place)
+                path.rename(place)
         self.known = json.loads((self.path / "run.json").read_text())
         self.finish(result)
 

@@ -7,6 +7,7 @@ launches at once share the work.
 """
 
 import dataclasses
+import itertools
 import os
 import statistics
 import time
@@ -240,7 +241,11 @@ def price(planned: study.Study, group: str, every: Sequence[Cell]) -> Price:
             per_token = row.budget["train_flops"] / row.budget["tokens_seen"]
             speeds.setdefault(row.arm, []).append(rate * per_token)
     usual = [statistics.median(found) for found in speeds.values()]
-    flops, seconds, taken = 0.0, 0.0, lineage.leaders(every)
+    before = itertools.takewhile(lambda name: name != group, planned.groups)
+    sooner = {arm for name in (*before, group) for arm in planned.groups[name]}
+    # What a later group trains is no reason not to count it here.
+    taken = lineage.leaders([cell for cell in every if cell.arm in sooner])
+    flops, seconds = 0.0, 0.0
     for cell in own:
         if cell in taken:
             continue

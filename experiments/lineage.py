@@ -67,7 +67,8 @@ def leaders(cells: Sequence[Cell]) -> dict[Cell, Cell]:
     for cell in sorted(cells, key=lambda cell: not cell.job.evaluated):
         alike, asked = first.setdefault(cell.job.twins, []), cell.job.evaluated
         for other in alike:
-            if not asked or asked == other.job.evaluated:
+            on_its_way = asked == other.job.evaluated and cell.job.planned.early_stopping is None
+            if not asked or on_its_way:
                 found[cell] = other
                 break
         else:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,21 @@ class Run:
         """Of its training; see `folders.history`."""
         return folders.history(Path(self.place), folders.finished(Path(self.place)))
 
+    @property
+    def begun(self) -> Callable[[], Any] | None:
+        """The parameters that its training began with; None: it was converted, not trained, or is a cell of a study
+        that began with another, which the study alone knows.
+        """
+        start = self.planned.init_from
+        known = self.converted is None and (start is None or start.place)
+        return self._initial if known else None
+
+    def _initial(self) -> Any:
+        planned = self.planned
+        functions = experiment.trainer(planned, self.tokenizer().vocab_size)
+        start = experiment.started(planned, self.data_dir)
+        return functions.initial(jax.random.key(planned.seed), planned.numbers, params=start).params
+
     def config(self) -> str:
         """The run's."""
         return (Path(self.place) / "config.gin").read_text()
@@ -114,6 +130,11 @@ class Published:
     def rows(self) -> int:
         """Rows of the token table."""
         return self.checkpoint.vocab
+
+    @property
+    def begun(self) -> Callable[[], Any] | None:
+        """What its training began with is not known."""
+        return None
 
     def tokenizer(self) -> Tokenizer:
         """What came with the weights.

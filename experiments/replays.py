@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import machine
@@ -41,9 +42,11 @@ def replayed(
 
     Nothing is saved, and hard examples are not chosen. `placed`: where it runs; see `machine.placement`.
     """
-    functions, solo, params, losses = _trained(planned, data_dir, placed)
+    functions, solo, base, params, losses = _trained(planned, data_dir, placed)
     few = dataset(planned.data, data_dir).fewer(WINDOWS)
-    trained = Trained(trainer=functions, params=params, text=few, seed=planned.seed, place=solo.whole)
+    trained = Trained(
+        trainer=functions, params=params, text=few, seed=planned.seed, place=solo.whole, base=lambda: base
+    )
     return {
         "losses": losses,
         "evaluation": functions.evaluate(params, solo.whole(few.held_out("test"))),
@@ -52,28 +55,34 @@ def replayed(
 
 
 class _Short(NamedTuple):
-    """A run of `STEPS` steps: what it was trained with, the parameters that count, and the loss of each step."""
+    """A run of `STEPS` steps: what it was trained with, the parameters that it began with and those that count, and the
+    loss of each step.
+    """
 
     functions: Trainer
     solo: Solo
+    base: Any
     params: Any
     losses: list[float]
 
 
 def _trained(planned: Experiment, data_dir: str | None, placed: Placement | None) -> _Short:
     text = dataset(planned.data, data_dir)
-    short = dataclasses.replace(planned, steps=STEPS, early_stopping=None)
+    recipe = planned.recipe.rehearsed(WINDOWS)
+    short = dataclasses.replace(planned, steps=STEPS, early_stopping=None, recipe=recipe)
     functions = trainer(short, text.tokenizer.vocab_size)
     solo = Solo(functions, rows=planned.data.batch, placement=placed)
     start, base = planned.init_from, functools.partial(_of_base, data_dir=data_dir)
     params = None if start is None else start.rehearsed(planned.model, text.tokenizer, data_dir, base)
-    state = solo.join([solo.initial(jax.random.key(planned.seed), short.numbers, params)])
+    state = solo.initial(jax.random.key(planned.seed), short.numbers, params)
+    begun = jax.tree.map(jnp.copy, state.params)
+    state = solo.join([solo.prepared(state, text, planned.seed)])
     losses = []
     with contextlib.closing(text.training(planned.seed, host=solo.host, hosts=solo.hosts)) as batches:
         for batch in itertools.islice(batches, STEPS):
             state, metrics = solo.step(state, solo.place([batch]), np.ones(1, bool))
             losses.append(float(metrics["loss"][0]))
-    return _Short(functions, solo, solo.member(state, 0).evaluated, losses)
+    return _Short(functions, solo, begun, solo.member(state, 0).evaluated, losses)
 
 
 def _of_base(base: Experiment, data_dir: str | None) -> Any:

@@ -30,6 +30,7 @@ from research.evaluation.trained import Evaluation, Trained
 from research.training import loop
 from research.training.checkpoints import CheckpointError, Checkpoints
 from research.training.ensemble import Ensemble, Solo
+from research.training.step import TrainState
 from research.training.trackers import TensorBoard
 
 # Steps whose windows the record of a run hashes: arms of a seed read the same, as far as each goes.
@@ -321,9 +322,7 @@ class _Run:
         return loop.Member(
             title=self.job.title,
             folder=folder,
-            fresh=lambda: solo.initial(
-                jax.random.key(planned.seed), planned.numbers, started(planned, self._data_dir)
-            ),
+            fresh=self._fresh,
             batches=batches,
             checkpoints=self._checkpoints,
             evaluate=self._evaluated,
@@ -334,6 +333,19 @@ class _Run:
             trackers=(TensorBoard(), *planned.trackers),
             config=self.job.config,
         )
+
+    def _initial(self) -> TrainState:
+        """The state before the first step, without what remedies keep."""
+        planned = self.job.planned
+        start = started(planned, self._data_dir)
+        return self.solo.initial(jax.random.key(planned.seed), planned.numbers, start)
+
+    def _fresh(self) -> TrainState:
+        """The state before the first step; of a run that goes on, what remedies keep is in its checkpoint."""
+        state = self._initial()
+        if self._checkpoints.latest is not None:
+            return state
+        return self.solo.prepared(state, self._text, self.job.planned.seed)
 
     def finish(self, outcome: loop.Outcome, *, timed: bool) -> None:
         """Score the trained parameters and write the result; if there is none, keep and write why."""
@@ -407,6 +419,7 @@ class _Run:
             seed=self.job.planned.seed,
             place=self.solo.whole,
             history=folders.history(self.job.folder, result),
+            base=lambda: self._initial().params,
         )
         return scoring.evaluated(
             {name: self.job.evaluations[name] for name in names}, trained, self.job.title

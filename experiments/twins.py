@@ -4,6 +4,7 @@ What decides the numbers of a run is its key. A run folder that has nothing yet 
 key has left, its log and its parameters; what its own arm is measured on beyond that is then measured on those.
 """
 
+import contextlib
 from collections.abc import Mapping, Set
 
 from experiments import folders
@@ -35,8 +36,9 @@ def take(
         if other == own.path or result is None or not folders.trained(other):
             continue
         if not steps or steps == folders.history(other, result).keys():
-            own.adopt(other, _as_own(result, config, code, hashes))
-            return
+            with contextlib.suppress(folders.InUse, OSError):  # then it is trained, as if there were none
+                own.adopt(other, _as_own(result, config, code, hashes))
+                return
 
 
 def _as_own(result: Record, config: str, code: str, hashes: Mapping[str, str]) -> Record:

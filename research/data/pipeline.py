@@ -173,7 +173,7 @@ class Data:
             for part, items in zip(self.parts, documents, strict=True)
         ] + [_sha256(each.tobytes()) for each in weights if each is not None]
         whole = prints[0] if len(prints) == 1 else _sha256("".join(prints).encode())
-        return Dataset(self, tokenizer, windows, weights, whole)
+        return Dataset(self, tokenizer, windows, weights, whole, data_dir)
 
     def _split(self, documents: list[tuple[Item, ...]]) -> list[dict[str, tuple[Item, ...]]]:
         """The documents of each part by split; what is alike in two parts is in one split too."""
@@ -210,6 +210,11 @@ def _alike(items: tuple[Item, ...], threshold: float) -> list[duplicates.Cluster
     return duplicates.near(items, threshold=threshold)
 
 
+@functools.lru_cache(maxsize=8)  # of all cells and replays of a study
+def _loaded(data: Data, data_dir: str | Path | None) -> "Dataset":
+    return data.load(data_dir)
+
+
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -224,6 +229,7 @@ class Dataset:
       windows: of each part, `windows[part][split]`.
       weights: f64[n] of each part's training windows, or None: all alike.
       fingerprint: of all documents.
+      data_dir: folder of downloaded archives that they were read from, or None: the user's.
     """
 
     data: Data
@@ -231,6 +237,7 @@ class Dataset:
     windows: tuple[dict[str, Windows], ...]
     weights: tuple[np.ndarray | None, ...]
     fingerprint: str
+    data_dir: str | Path | None = None
 
     def __post_init__(self):
         # Whatever an objective or the layout refuses is said here, before threads and workers start.
@@ -294,6 +301,30 @@ class Dataset:
             few, "data", dataclasses.replace(self.data, held_out=min(held_out, self.data.held_out))
         )
         return few
+
+    def of(self, corpus: Corpus, objective: Objective | None = None) -> "Dataset":
+        """Another corpus in the same windows, layout, tokenizer and shares of splits, as it is: without transforms,
+        noise or weights.
+
+        `objective`: what its windows become, training and held out; None: what the training windows here do.
+
+        Raises:
+          ValueError: it has no window for the objective.
+        """
+        return _loaded(
+            dataclasses.replace(
+                self.data,
+                corpus=corpus,
+                tokenizer=self.tokenizer,
+                objective=objective or self.data.trained(self.data.parts[0]),
+                evaluation=None,
+                transforms=(),
+                noise=None,
+                hard=None,
+                weights=None,
+            ),
+            self.data_dir,
+        )
 
     def order(self, seed: int, steps: int) -> str:
         """sha256 (hex) of the window ids that the first `steps` batches of unpacked training draw (of a stream, of the

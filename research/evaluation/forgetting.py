@@ -6,7 +6,6 @@ names under which they are reported. A name with an @ is of the code that it nam
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from research.data.corpora import Factbook, StateOfTheUnion
 from research.data.documents import Corpus
 from research.data.objectives import Objective
-from research.data.pipeline import Data, Dataset
+from research.data.pipeline import Dataset
 from research.evaluation.likelihood import held_out
 from research.evaluation.trained import Scores, Trained
 from research.models.families import Encoder
@@ -116,7 +115,7 @@ class Retention:
 
     What tuning has made it forget is the difference between two of these (`delta_nll`), of the tuned and of the
     untuned model. Documents are split by their content and by the run's own shares: what one run holds out of a corpus,
-    all with the same shares do. Archives are read from the user's data folder (RESEARCH_DATA_DIR).
+    all with the same shares do.
 
     Attributes:
       corpora: a name without dots, and a corpus, of each.
@@ -133,11 +132,7 @@ class Retention:
     split: Literal["test", "validation"] = "test"
 
     def __post_init__(self):
-        names = [name for name, _ in self.corpora]
-        if not names or len(set(names)) < len(names) or any("." in name or not name for name in names):
-            raise ValueError(
-                f"Retention.corpora has the names {names}: expected at least one, all different and without dots"
-            )
+        check_names("Retention", self.corpora)
 
     def __call__(self, trained: Trained) -> Scores:
         """`{"loss": {name: nats per target}, "bits_per_byte": {name: bits}}`, as `likelihood.held_out` has them.
@@ -167,27 +162,21 @@ class Retention:
 
     def _text(self, own: Dataset, name: str, corpus: Corpus) -> Dataset:
         """The corpus as the run's data set would have it."""
-        data = own.data
-        data = dataclasses.replace(
-            data,
-            corpus=corpus,
-            tokenizer=own.tokenizer,
-            objective=self.objective or data.scored(data.parts[0]),
-            evaluation=None,
-            transforms=(),  # they and the weights are of the run's own training windows
-            weights=None,
-        )
         try:
-            return _loaded(data)
+            return own.of(corpus, self.objective or own.data.scored(own.data.parts[0]))
         except ValueError as error:
             raise ValueError(
                 f"Retention.corpora, {name!r}: {error}; what its windows become is Retention.objective"
             ) from error
 
 
-@functools.lru_cache(maxsize=8)  # of all cells and replays of a study
-def _loaded(data: Data) -> Dataset:
-    return data.load()
+def check_names(owner: str, corpora: tuple[tuple[str, Corpus], ...]) -> None:
+    """ValueError where corpora have no names that a path in a row can tell apart."""
+    names = [name for name, _ in corpora]
+    if not names or len(set(names)) < len(names) or any("." in name or not name for name in names):
+        raise ValueError(
+            f"{owner}.corpora has the names {names}: expected at least one, all different and without dots"
+        )
 
 
 def _several(scores: Matrix) -> Matrix:

@@ -23,6 +23,7 @@ class Trained:
       place: puts batches on the devices.
       history: how its training went: validation loss in nats per target token by step, in order of steps; empty where
         that is not known, as of published weights.
+      base: the parameters that the run began with; None where those are not known.
     """
 
     trainer: Trainer
@@ -31,6 +32,7 @@ class Trained:
     seed: int
     place: Callable[[Sequence[Batch]], Sequence[Batch]] = lambda batches: batches
     history: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    base: Callable[[], Any] | None = None
 
 
 @runtime_checkable

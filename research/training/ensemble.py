@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool
 
 from research.batch import Batch
+from research.data.pipeline import Dataset
 from research.training.sharding import Placement
 from research.training.step import Metrics, Trainer, TrainState, chosen
 
@@ -52,9 +53,9 @@ class Solo:
     def __init__(self, trainer: Trainer, *, rows: int, placement: Placement | None = None):
         self.trainer, self._rows, self._placement = trainer, rows, placement
         self._initial, self._step = functools.partial(trainer.initial, rows=rows), trainer.step
-        self.host, self.hosts = 0, 1
+        self.host, self.hosts, self._shardings = 0, 1, None
         if placement is not None:
-            shardings = placement.state(jax.eval_shape(self._initial, jax.random.key(0)))
+            self._shardings = shardings = placement.state(jax.eval_shape(self._initial, jax.random.key(0)))
             self._initial = jax.jit(self._initial, out_shardings=shardings)
             self._step = jax.jit(trainer.update, donate_argnums=0, out_shardings=(shardings, None))
             self.host, self.hosts = placement.share(rows)
@@ -64,6 +65,11 @@ class Solo:
     ) -> TrainState:
         """The state before the first step, made where it lives. `params`: to start from; what is missing is drawn."""
         return self._initial(key, numbers, params=params)
+
+    def prepared(self, state: TrainState, text: Dataset, seed: int) -> TrainState:
+        """The state before the first step with what remedies keep, where it lives; see `Trainer.prepared`."""
+        found = self.trainer.prepared(state, text, seed)
+        return found if self._shardings is None else jax.device_put(found, self._shardings)
 
     def join(self, states: Sequence[TrainState]) -> TrainState:
         """The run itself."""

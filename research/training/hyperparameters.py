@@ -29,7 +29,7 @@ def numbers(config: Any) -> dict[str, float]:
     """
     found = {}
     for name, value in _fields(config):
-        if dataclasses.is_dataclass(value):
+        if _inner(value):
             found |= {f"{name}.{inner}": number for inner, number in numbers(value).items()}
         elif name in _tunable(config) and value is not None:
             found[name] = float(value)
@@ -38,17 +38,18 @@ def numbers(config: Any) -> dict[str, float]:
 
 def filled(config: Any, values: dict[str, Any]) -> Any:
     """The config with these numbers, which may be traced; it is not validated again."""
-    changed = copy.copy(config)
+    changed, items = copy.copy(config), []
     for name, value in _fields(config):
-        if dataclasses.is_dataclass(value):
+        if _inner(value):
             inside = {path.removeprefix(f"{name}."): number for path, number in values.items()}
             value = filled(value, {path: inside[path] for path in numbers(value)})
         elif name in _tunable(config) and value is not None:
             value = values[name]
-        object.__setattr__(
-            changed, name, value
-        )  # frozen, and a traced number cannot be compared with a bound
-    return changed
+        items.append(value)
+        if not isinstance(config, tuple):
+            # Frozen, and a traced number cannot be compared with a bound.
+            object.__setattr__(changed, name, value)
+    return tuple(items) if isinstance(config, tuple) else changed
 
 
 def form(config: Any) -> Any:
@@ -57,7 +58,17 @@ def form(config: Any) -> Any:
 
 
 def _fields(config: Any) -> list[tuple[str, Any]]:
+    """The fields of a config by name; the items of a tuple by their place."""
+    if isinstance(config, tuple):
+        return [(str(place), item) for place, item in enumerate(config)]
     return [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
+
+
+def _inner(value: Any) -> bool:
+    """Whether it has fields of its own that may be tunable."""
+    return dataclasses.is_dataclass(value) or (
+        isinstance(value, tuple) and bool(value) and all(map(dataclasses.is_dataclass, value))
+    )
 
 
 def _tunable(config: Any) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import jax
 import optax
+from jaxtyping import Array
 
 from research.models.paths import named, path_of
 from research.training.schedules import Constant, Cosine, Linear, Schedule
@@ -55,6 +56,8 @@ _RANGES = {
     "rms": _POSITIVE,
     "ns_steps": _COUNT,
     "adam_learning_rate_ratio": _POSITIVE,
+    "rank": _COUNT,
+    "alpha": _POSITIVE,
 }
 _OPTIONAL = ("clip", "clipping_threshold", "momentum")
 
@@ -118,6 +121,10 @@ class Optimizer:
             return rule.init(params)
 
         return optax.GradientTransformationExtraArgs(init, rule.update)
+
+    def start(self, params: Any, steps: int, key: Array) -> Any:
+        """Its state before the first step; what is random in it depends on the key of the run."""
+        return self.build(steps).init(params)
 
     def rule(self, rate: optax.Schedule) -> optax.GradientTransformation:
         """The optimizer proper, at that learning rate."""

@@ -62,6 +62,24 @@ class Linear:
         return _warmed(optax.linear_schedule(peak, peak * self.final, rest), peak, self.warmup, steps)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cut:
+    """The course of a run of so many steps, however many are taken: a run of fewer is that one stopped early, and a
+    longer one goes on at its last rate.
+    """
+
+    schedule: Schedule
+    steps: int
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"Cut.steps = {self.steps}: expected at least 1")
+
+    def build(self, peak: float | Float[Array, ""], steps: int) -> optax.Schedule:
+        """The learning rate of each step."""
+        return self.schedule.build(peak, self.steps)
+
+
 def _check_shares(schedule: Constant | Cosine | Linear) -> None:
     name = type(schedule).__name__
     if not 0 <= schedule.warmup < 1:

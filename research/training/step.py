@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import jax
@@ -13,15 +14,22 @@ from jaxtyping import Array, Float
 
 from research.attention.masks import Mask
 from research.batch import Batch
-from research.models.families import DecoderConfig, EncoderDecoderConfig, FamilyConfig, Model
+from research.data.pipeline import Dataset
+from research.models.families import DecoderConfig, EncoderDecoderConfig, FamilyConfig, Model, Output
 from research.models.paths import named, path_of
 from research.models.stack import Stack
 from research.training import hyperparameters
+from research.training.adapters import LoRA
 from research.training.losses import token_loss
 from research.training.optimizers import Optimizer
 from research.training.precision import LossScale
+from research.training.remedies import EWC, Base, Decay, LwF, Remedy, Step, log_probabilities
 
 Metrics = dict[str, Array]
+Losses = tuple[Array, Array, Array]  # mean loss of the targets, compression loss, penalty of the remedies
+
+# Metadata of a field that came later: keys of runs leave it out at its default, and so are what they were before.
+LATER = MappingProxyType({"later": True})
 
 # Batches of an evaluation that wait for the devices: each takes memory, and several processes of XLA:CPU stand still
 # for ever where one of them has 32 programs with collectives under way.
@@ -36,25 +44,46 @@ class Recipe:
       accumulate: microbatches of a step, one after another; the gradient is that of the whole batch.
       z_loss: weight of log(Z)^2, or None; see `token_loss`.
       average: decay of an exponential moving average of the parameters, which is then what is evaluated, or None.
+      base_share: share of the parameters that the run began with in those that are evaluated, the rest of which are
+        what training comes to (WiSE-FT, Wortsman et al. 2022, section 3); None: there is none.
       loss_scale: for float16, or None.
       compression: weight of what a memory's compression learns by reconstruction.
+      remedies: against forgetting what the run starts from; see `remedies`.
     """
 
-    tunable: ClassVar[tuple[str, ...]] = ("z_loss", "average", "compression")
+    tunable: ClassVar[tuple[str, ...]] = ("z_loss", "average", "base_share", "compression")
 
     accumulate: int = 1
     z_loss: float | None = None
     average: float | None = None
     loss_scale: LossScale | None = None
     compression: float = 1.0
+    base_share: float | None = dataclasses.field(default=None, metadata=LATER)
+    remedies: tuple[Remedy, ...] = dataclasses.field(default=(), metadata=LATER)
 
     def __post_init__(self):
         if self.accumulate < 1:
             raise ValueError(f"Recipe.accumulate = {self.accumulate}: expected at least 1")
         if self.average is not None and not 0 <= self.average < 1:
             raise ValueError(f"Recipe.average = {self.average}: expected a decay, 0 <= decay < 1, or None")
+        if self.base_share is not None and not 0 <= self.base_share <= 1:
+            raise ValueError(f"Recipe.base_share = {self.base_share}: expected a share, from 0 to 1, or None")
+        if self.base_share is not None and self.average is not None:
+            raise ValueError(
+                f"Recipe.base_share = {self.base_share} and Recipe.average = {self.average}: only one can be what is "
+                "evaluated; set the other to None"
+            )
         if self.z_loss is not None and self.z_loss < 0:
             raise ValueError(f"Recipe.z_loss = {self.z_loss}: expected at least 0, or None")
+
+    @property
+    def averages(self) -> bool:
+        """Whether other parameters are evaluated than those that are trained."""
+        return self.average is not None or self.base_share is not None
+
+    def rehearsed(self, examples: int) -> "Recipe":
+        """The same with remedies that learn from at most so many examples."""
+        return dataclasses.replace(self, remedies=tuple(each.rehearsed(examples) for each in self.remedies))
 
 
 @jax.tree_util.register_dataclass
@@ -71,6 +100,7 @@ class TrainState:
       carry: the memory that the last batch of a stream left, or None.
       average: the averaged parameters, or None.
       scale: state of the loss scale, or None.
+      kept: what each of the recipe's remedies keeps of the parameters that the run began with.
     """
 
     step: Any
@@ -81,6 +111,7 @@ class TrainState:
     carry: Any = None
     average: Any = None
     scale: Any = None
+    kept: Any = ()
 
     @property
     def evaluated(self) -> Any:
@@ -126,6 +157,7 @@ class Trainer:
                 "dtype = 'bfloat16'"
             )
         self._remembering = next((s for s in stacks if s.config.memory is not None), None)
+        _check_remedies(recipe.remedies, optimizer, remembering=self._remembering is not None)
 
     def under(self, mask: Mask) -> "Trainer":
         """The functions of the same model under another mask, which takes the same parameters.
@@ -188,13 +220,39 @@ class Trainer:
         return TrainState(
             step=jnp.int32(0),
             params=params,
-            optimizer=optimizer.build(self._steps).init(params),
+            optimizer=optimizer.start(params, self._steps, jax.random.fold_in(key, 2)),
             key=jax.random.fold_in(key, 1),
             numbers=numbers,
             carry=self.memory(rows),
-            average=None if recipe.average is None else jax.tree.map(jnp.copy, params),
+            average=jax.tree.map(jnp.copy, params) if recipe.averages else None,
             scale=None if recipe.loss_scale is None else recipe.loss_scale.start(),
+            kept=tuple(remedy.blank(params) for remedy in recipe.remedies),
         )
+
+    def prepared(self, state: TrainState, text: Dataset, seed: int) -> TrainState:
+        """The state before the first step, with what the remedies keep of its parameters.
+
+        Args:
+          state: as `initial` makes it.
+          text: that the run is tuned on.
+          seed: of the run.
+
+        Raises:
+          ValueError: a remedy has nothing to learn from.
+        """
+        _, recipe = self._filled(state.numbers)
+        base = Base(state.params, self.log_likelihood, self.predict, text, seed)
+        return dataclasses.replace(state, kept=tuple(remedy.prepare(base) for remedy in recipe.remedies))
+
+    def log_likelihood(self, params: Any, row: Batch) -> Float[Array, ""]:
+        """Of the labels of one row, without its axis of rows, in nats."""
+        return -self.loss(params, jax.tree.map(lambda leaf: leaf[None], row))[0]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def predict(self, params: Any, batch: Batch) -> Float[Array, "b t v"]:
+        """Log-probabilities of every token at every place, which is large."""
+        model = self.model(params)
+        return log_probabilities(model)(model.apply(batch).hidden)
 
     def memory(self, rows: int) -> Any:
         """The empty memory of so many rows, or None where the model has none."""
@@ -213,14 +271,17 @@ class Trainer:
 
         Returns the new state and scalars: loss (nats per target), grad_norm, finite (whether the run may go on: a
         gradient that overflows is left out under a loss scale), weight (of the targets), learning_rate and, where they
-        exist, compression_loss and loss_scale.
+        exist, compression_loss, penalty (of the remedies) and loss_scale.
         """
         optimizer, recipe = self._filled(state.numbers)
         params, scale = state.params, 1.0 if state.scale is None else state.scale.value
-        (loss, aux, carry), gradient = self._gradient(state, batch, recipe, scale)
+        ((loss, aux, penalty), carry), gradient = self._gradient(state, batch, recipe, scale)
         gradient = jax.tree.map(lambda leaf: leaf / scale, gradient) if state.scale is not None else gradient
         norm = optax.tree.norm(gradient)
         updates, moments = optimizer.build(self._steps).update(gradient, state.optimizer, params)
+        rate = jnp.asarray(optimizer.schedule.build(optimizer.learning_rate, self._steps)(state.step))
+        for remedy, kept in zip(recipe.remedies, state.kept, strict=True):
+            updates = remedy.moved(updates, kept, params, rate)
         new = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -231,20 +292,26 @@ class Trainer:
         metrics: Metrics = {
             "loss": loss,
             "grad_norm": norm,
-            "finite": jnp.isfinite(loss) & (jnp.isfinite(norm) | (state.scale is not None)),
+            "finite": jnp.isfinite(loss + penalty) & (jnp.isfinite(norm) | (state.scale is not None)),
             "weight": jnp.sum(batch.weights, dtype=jnp.float32),
-            "learning_rate": jnp.asarray(
-                optimizer.schedule.build(optimizer.learning_rate, self._steps)(state.step)
-            ),
+            "learning_rate": rate,
         }
         if self._remembering is not None:
             metrics["compression_loss"] = aux
+        if recipe.remedies:
+            metrics["penalty"] = penalty
         if recipe.average is not None:
             # The first steps are forgotten faster, or the average would remember the initial values.
             decay = jnp.minimum(recipe.average, (1 + state.step) / (10 + state.step))
             new = dataclasses.replace(
                 new,
                 average=optax.tree.add_scale(new.params, decay, optax.tree.sub(state.average, new.params)),
+            )
+        if recipe.base_share is not None:
+            # As the mean of both is linear, it moves by a share of what the parameters move by.
+            step = optax.tree.sub(new.params, params)
+            new = dataclasses.replace(
+                new, average=optax.tree.add_scale(state.average, 1 - recipe.base_share, step)
             )
         if recipe.loss_scale is not None:
             metrics["loss_scale"] = state.scale.value
@@ -260,8 +327,8 @@ class Trainer:
 
     def _gradient(
         self, state: TrainState, batch: Batch, recipe: Recipe, scale: Any
-    ) -> tuple[tuple[Array, Array, Any], Any]:
-        """(mean loss, compression loss, memory), and `scale` times the gradient of both losses."""
+    ) -> tuple[tuple[Losses, Any], Any]:
+        """The losses and the memory, and `scale` times the gradient of what is minimised."""
         rows = batch.labels.shape[0]
         key = jax.random.fold_in(state.key, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
@@ -269,12 +336,15 @@ class Trainer:
         weight = jnp.where(weight > 0, weight, 1)
         parts = recipe.accumulate
 
-        def objective(
-            params: Any, batch: Batch, keys: Array, carry: Any
-        ) -> tuple[Array, tuple[Array, Array, Any]]:
-            total, aux, carry = self._loss(self._trained(params), batch, recipe, keys, carry)
-            loss, aux = total / weight, aux / parts
-            return scale * (loss + recipe.compression * aux), (loss, aux, carry)
+        def objective(params: Any, batch: Batch, keys: Array, carry: Any) -> tuple[Array, tuple[Losses, Any]]:
+            params = self._trained(params)
+            total, out = self._loss(params, batch, recipe, keys, carry)
+            loss, aux = total / weight, jnp.float32(out.aux_loss) / parts
+            step = Step(params, self.model, out.hidden, batch, weight, 1 / parts)
+            held = zip(recipe.remedies, state.kept, strict=True)
+            penalty = sum((remedy.penalty(kept, step) for remedy, kept in held), start=jnp.float32(0))
+            whole = loss + recipe.compression * aux + penalty
+            return scale * whole, ((loss, aux, penalty), jax.lax.stop_gradient(out.carry))
 
         gradient = jax.grad(objective, has_aux=True)
         if parts == 1:
@@ -286,18 +356,18 @@ class Trainer:
             )
 
         def one(sums: Any, part: tuple[Batch, Array, Any]) -> tuple[Any, Any]:
-            found, (loss, aux, carry) = gradient(state.params, *part)
-            return jax.tree.map(jnp.add, sums, (found, loss, aux)), carry
+            found, (losses, carry) = gradient(state.params, *part)
+            return jax.tree.map(jnp.add, sums, (found, losses)), carry
 
-        zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.float32(0))
+        zeros = (jax.tree.map(jnp.zeros_like, state.params), (jnp.float32(0),) * 3)
         whole = (batch, keys, state.carry)
-        (found, loss, aux), carry = jax.lax.scan(one, zeros, _parted(whole, parts))
-        return (loss, aux, _whole(carry)), found
+        (found, losses), carry = jax.lax.scan(one, zeros, _parted(whole, parts))
+        return (losses, _whole(carry)), found
 
     def _loss(
         self, params: Any, batch: Batch, recipe: Recipe, keys: Array | None = None, carry: Any = None
-    ) -> tuple[Array, Array, Any]:
-        """Summed loss in nats, the memory's compression loss, and the memory it leaves; `keys` switch dropout on."""
+    ) -> tuple[Array, Output]:
+        """Summed loss in nats, and what the model has made of the batch; `keys` switch dropout on."""
         model = self.model(params)
         out = model.apply(batch, key=keys, carry=carry)
         total, _ = self._token_loss(
@@ -307,7 +377,7 @@ class Trainer:
             batch.weights,
             z_loss=0.0 if recipe.z_loss is None else recipe.z_loss,
         )
-        return total, jnp.float32(out.aux_loss), jax.lax.stop_gradient(out.carry)
+        return total, out
 
     def _token_loss(
         self, model: Model, hidden: Array, labels: Any, weights: Any, **options: Any
@@ -335,13 +405,13 @@ class Trainer:
         self, params: Any, batch: Batch, key: Array | None = None
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Summed loss in nats and total weight of a batch; `key` (one, or one for each row) switches dropout on."""
-        total, _, _ = self._loss(params, batch, Recipe(), key, self.memory(batch.labels.shape[0]))
+        total, _ = self._loss(params, batch, Recipe(), key, self.memory(batch.labels.shape[0]))
         return total, jnp.sum(batch.weights, dtype=jnp.float32)
 
     @functools.partial(jax.jit, static_argnums=0)
     def _held_out(self, params: Any, batch: Batch, carry: Any) -> tuple[Array, Array, Any]:
-        total, _, carry = self._loss(params, batch, Recipe(), None, carry)
-        return total, jnp.sum(batch.weights, dtype=jnp.float32), carry
+        total, out = self._loss(params, batch, Recipe(), None, carry)
+        return total, jnp.sum(batch.weights, dtype=jnp.float32), out.carry
 
     @functools.partial(jax.jit, static_argnums=0)
     def row_losses(self, params: Any, batch: Batch) -> Float[Array, " b"]:
@@ -375,6 +445,22 @@ class Trainer:
         if not weight:
             raise ValueError("evaluate: no batch has a target, so there is no loss to report")
         return sum(float(total) for total, _ in sums) / weight
+
+
+def _check_remedies(remedies: tuple[Remedy, ...], optimizer: Optimizer, *, remembering: bool) -> None:
+    """ValueError where one of them does not go with the model or the optimizer."""
+    for remedy in remedies:
+        predicts = isinstance(remedy, LwF) or (isinstance(remedy, EWC) and remedy.labels != "true")
+        if remembering and predicts:
+            raise ValueError(
+                f"Recipe.remedies has {remedy}, which asks what the base predicts without a memory; leave it out, or "
+                "set StackConfig.memory = None"
+            )
+        if isinstance(remedy, Decay) and isinstance(optimizer, LoRA):
+            raise ValueError(
+                "Recipe.remedies has Decay, which would move LoRA's matrices without their factors; set "
+                "LoRA.weight_decay, or leave it out"
+            )
 
 
 def chosen(condition: Any, new: TrainState, old: TrainState) -> TrainState:

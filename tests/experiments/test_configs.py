@@ -10,11 +10,12 @@ from research.attention.masks import Causal, Prefix, Window
 from research.attention.positions import ALiBi
 from research.data.corpora import StandardLibrary
 
-TABLE = study.declared("architecture")
+STUDIES = {name: study.declared(name) for name in ("architecture", "forgetting")}
 # The file of each arm, and that of the data of its comparison, which is read after the scale.
 ARMS = {
-    f"configs/architecture/{arm}.gin": [TABLE.data[together]] if together in TABLE.data else []
-    for together, arms in TABLE.compared.items()
+    f"configs/{name}/{arm}.gin": [table.data[together]] if together in table.data else []
+    for name, table in STUDIES.items()
+    for together, arms in table.compared.items()
     for arm in arms
 }
 PREFIX = "configs/architecture/prefix_lm.gin"

@@ -3,7 +3,9 @@
 
 import dataclasses
 import io
+from pathlib import Path
 
+import filelock
 import pytest
 from rich.console import Console
 from test_launch import matched, project  # noqa: F401
@@ -87,6 +89,36 @@ def test_a_run_that_has_begun_or_whose_twin_has_no_parameters_is_trained(twins, 
     (causal.job.folder / "checkpoints").rename(tmp_path / "gone")
     run([again])
     assert trained == ["causal seed 0", "again seed 0"]
+
+
+def test_a_twin_that_another_launch_is_at_is_not_taken(twins, trained, tmp_path):
+    causal, _, again, _ = of(twins, tmp_path)
+    run([causal])
+    with filelock.FileLock(causal.job.folder / ".lock"):
+        run([again])
+    assert trained == ["causal seed 0", "again seed 0"]
+    assert again.row.metrics["loss"] == causal.row.metrics["loss"]
+
+
+def test_a_copy_that_was_cut_short_is_no_run(twins, trained, tmp_path, monkeypatch):
+    causal, _, again, _ = of(twins, tmp_path)
+    run([causal])
+    rename = Path.rename
+
+    def killed(path, target):
+        if path.name == "run.json":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run([again])
+    assert again.row is None
+    assert not (again.job.folder / "run.json").exists()
+    monkeypatch.setattr(Path, "rename", rename)
+    run([again])
+    assert trained == ["causal seed 0"]
+    assert again.row.metrics["loss"] == causal.row.metrics["loss"]
 
 
 def test_a_dry_run_counts_its_work_once(twins, tmp_path):
