@@ -18,7 +18,7 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 fast: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(TESTS)
 
 slow: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow

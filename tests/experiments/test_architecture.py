@@ -28,6 +28,7 @@ def test_an_arm_takes_three_steps_and_makes_its_evaluations(arm, tmp_path):
     assert all(math.isfinite(value) for _, value in replays.numbers(found))
 
 
+@pytest.mark.slow
 def test_arms_that_are_compared_read_the_same_windows_step_by_step(tmp_path):
     """Whatever their objective, family and layout, as far as each goes: the row records a hash of 100 steps."""
     for together in ("language modelling", "sorting", "denoising"):

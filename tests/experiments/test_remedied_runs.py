@@ -7,7 +7,7 @@ import pytest
 from test_history import Stopping
 from tiny_models import QUIET, gin_of, planned, texts
 
-from experiments import experiment, folders, replays, running
+from experiments import experiment, replays, running
 from research.training import loop
 from research.training.remedies import EWC, L2SP
 from research.training.step import Recipe
@@ -28,6 +28,7 @@ def run(one, folder):
     return running.run(job, console=QUIET)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_held_to_where_it_began(remedied):
     folder, one = remedied
     whole = run(one, folder / "whole")
@@ -35,6 +36,7 @@ def test_a_resumed_run_is_held_to_where_it_began(remedied):
         run(dataclasses.replace(one, trackers=(Stopping(at=4),)), folder / "stopped")
     assert run(one, folder / "stopped")["metrics"] == whole["metrics"]
     lines = [json.loads(line) for line in (folder / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert replays.furthest(whole["replay"], replays.replayed(one, {}, None, None)) == 0
     penalties = [line["penalty"] for line in lines if "penalty" in line]
     assert penalties[0] == 0 < penalties[-1]
 
@@ -47,7 +49,7 @@ def test_a_replay_learns_the_base_from_a_few_examples(remedied):
     folder, one = remedied
     short = one.recipe.rehearsed(replays.WINDOWS).remedies
     assert [short[0].examples, short[0].strength, short[1]] == [16, 10.0, L2SP(strength=0.1)]
-    known = folders.finished(folder / "whole")["replay"]
+    known = replays.replayed(one, {}, None, None)
     assert replays.furthest(known, replays.replayed(one, {}, None, None)) == 0
     weaker = dataclasses.replace(one, recipe=Recipe(remedies=(short[1],)))
     assert replays.furthest(known, replays.replayed(weaker, {}, None, None)) > replays.TOLERANCE

@@ -43,6 +43,7 @@ def batches(step):
     return [batch(100 * seed + step) for seed, *_ in MEMBERS]
 
 
+@pytest.mark.slow
 def test_each_member_equals_its_run_alone_after_twenty_steps():
     trainer = shared(DROPPING)
     engine, running = Ensemble(trainer, len(MEMBERS)), np.ones(len(MEMBERS), bool)
