@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_words import Words
 
-from research.data.documents import Document
 from research.data.layouts import Concatenate
 from research.data.objectives import CausalLM
 from research.data.pipeline import Data
@@ -20,17 +20,6 @@ from research.training.optimizers import AdamW
 from research.training.step import Trainer
 
 STACK = StackConfig(layers=2, width=16, heads=2)
-
-
-@dataclasses.dataclass(frozen=True)
-class Words:
-    """A corpus of random words."""
-
-    seed: int = 0
-
-    def documents(self, data_dir=None):
-        rng, words = np.random.default_rng(self.seed), ["one", "two", "three", "four", "five"]
-        return tuple(Document(name=str(number), text=" ".join(rng.choice(words, 12))) for number in range(60))
 
 
 @pytest.fixture(scope="module")
