@@ -41,6 +41,9 @@ class ConfigError(ValueError):
     """What is wrong with a config, in one line."""
 
 
+SCALES = "scale"  # the folder of files of which some bindings may be used by nothing
+
+
 def load(
     target: Callable[..., Any],
     files: Iterable[str],
@@ -55,7 +58,8 @@ def load(
       target: a class or function that the files configure.
       files: gin files, read in order; relative to the working folder or to the project.
       bindings: gin bindings, e.g. "train.steps=200", over the files'.
-      base: gin text that they change; of its bindings some may fall out of use.
+      base: gin text that they change; of its bindings some may fall out of use, as of those of a file in a folder
+        `scale`: it says how large things are, whichever of them there are.
       replaced: names of classes that files may bind although `bindings` put something else in their place.
 
     Raises:
@@ -95,7 +99,7 @@ Binding = tuple[str, str, str]  # a scope, a selector and the name of a paramete
 
 
 def _parse(files: list[str], bindings: list[str], base: Sequence[str]) -> set[Binding]:
-    """Parse them all; the bindings of the base that nothing has bound anew."""
+    """Parse them all; the bindings of the base and of scales that nothing has bound anew."""
     for file in files:
         _check_exists(file, "--gin_file")
     try:
@@ -103,7 +107,12 @@ def _parse(files: list[str], bindings: list[str], base: Sequence[str]) -> set[Bi
             gin.parse_config(text)
         before = _bound()
         for file in files:
+            others = _bound()
             gin.parse_config_file(file)
+            if Path(file).parent.name == SCALES:
+                before |= {
+                    binding: value for binding, value in _bound().items() if others.get(binding) is not value
+                }
         _register(bindings)
         gin.parse_config(bindings)
         gin.finalize()

@@ -30,10 +30,11 @@ from research.models.config import StackConfig
 from research.models.families import EncoderConfig, FamilyConfig
 from research.training import hyperparameters, loop
 from research.training.checkpoints import Keep
+from research.training.hyperparameters import LATER
 from research.training.optimizers import AdamW, Optimizer
-from research.training.remedies import Remedy
+from research.training.remedies import Inherited, Remedy
 from research.training.sharding import Parallelism
-from research.training.step import LATER, Recipe, Trainer
+from research.training.step import Recipe, Trainer
 from research.training.stopping import EarlyStopping
 from research.training.trackers import Tracker
 
@@ -70,15 +71,19 @@ class Start(Protocol):
         """The parameters, nested dicts of float32 arrays, without those that are drawn."""
         ...
 
+    def kept(self, data_dir: str | None) -> Inherited:
+        """What the remedies of the run that they come from kept; see `research.training.remedies`."""
+        ...
+
     def rehearsed(
         self,
         model: FamilyConfig,
         tokenizer: Tokenizer,
         data_dir: str | None,
-        train: "Callable[[Experiment], Any]",
-    ) -> Any:
-        """The same for a replay, on machines too where no run is: `train` takes another experiment through a replay's
-        steps and returns its parameters.
+        train: "Callable[[Experiment], tuple[Any, Inherited]]",
+    ) -> tuple[Any, Inherited]:
+        """The parameters and what was kept for a replay, on machines too where no run is: `train` takes another
+        experiment through a replay's steps and returns both.
         """
         ...
 
@@ -187,8 +192,9 @@ def _key(planned: Experiment, data_dir: str | None, start: str | None) -> str:
         read = dataset(planned.data, data_dir).tokenizer
         assert isinstance(read, Subwords)
         parts.append(_sha256([read.model, read.layout]))
-    for remedy in planned.recipe.remedies:
-        parts += _read_by(remedy, planned.data, data_dir)
+    for reader in (*planned.recipe.remedies, planned.early_stopping):
+        if reader is not None:
+            parts += _read_by(reader, planned.data, data_dir)
     if start is not None:
         parts.append(start)
     return _sha256(parts)
@@ -201,9 +207,9 @@ def fingerprint(data: Data, data_dir: str | None) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read_by(remedy: Remedy, data: Data, data_dir: str | None) -> tuple[str, ...]:
-    """Fingerprints of the documents that a remedy reads beside the run's own."""
-    return tuple(remedy.fingerprints(dataset(data, data_dir)))
+def _read_by(reader: Remedy | EarlyStopping, data: Data, data_dir: str | None) -> tuple[str, ...]:
+    """Fingerprints of the documents that are read beside the run's own."""
+    return tuple(reader.fingerprints(dataset(data, data_dir)))
 
 
 def hash_of(value: Any) -> str:
@@ -217,7 +223,7 @@ def _sha256(tree: Any) -> str:
 
 def describe(value: Any) -> Any:
     """A config tree as JSON: frozen values by the name of their class and all their fields, defaults included, but of
-    corpora only how they are mixed, and of a tokenizer's files not where they are; see `step.LATER` too.
+    corpora only how they are mixed, and of a tokenizer's files not where they are; see `hyperparameters.LATER` too.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
@@ -261,6 +267,17 @@ def started(planned: Experiment, data_dir: str | None) -> Any:
     if planned.init_from is None:
         return None
     return planned.init_from.params(planned.model, dataset(planned.data, data_dir).tokenizer, data_dir)
+
+
+def inherited(planned: Experiment, data_dir: str | None) -> Inherited | None:
+    """What remedies go on from; None where none does, or the parameters are drawn.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    if planned.init_from is None or not any(remedy.inherits for remedy in planned.recipe.remedies):
+        return None
+    return planned.init_from.kept(data_dir)
 
 
 def example(planned: Experiment, data_dir: str | None) -> tuple[Batch, int]:

@@ -24,6 +24,8 @@ from research.interop.hub import Checkpoint
 from research.models.families import DecoderConfig, EncoderConfig, EncoderDecoderConfig, FamilyConfig
 from research.training.checkpoints import Checkpoints
 from research.training.optimizers import AdamW
+from research.training.remedies import Inherited
+from research.training.step import TrainState
 
 TUNING = 5e-5  # learning rate where none is bound, of those of Devlin et al. 2019, appendix A.3
 
@@ -104,13 +106,31 @@ class Run:
         Raises:
           CheckpointError: that checkpoint, or without a result any, is not there or not whole.
         """
+        state = self._state()
+        return self._restored(state.params, "params" if state.average is None else "average")
+
+    def kept(self) -> Inherited:
+        """What its remedies kept beside those parameters.
+
+        Raises:
+          CheckpointError: as `read`.
+        """
+        remedies = self.planned.recipe.remedies
+        if not remedies:
+            return ()
+        return tuple(zip(remedies, self._restored(self._state().kept, "kept"), strict=True))
+
+    def _state(self) -> TrainState:
+        """The shapes of its state."""
+        functions = experiment.trainer(self.planned, self.tokenizer().vocab_size)
+        return jax.eval_shape(functions.initial, jax.random.key(0), self.planned.numbers)
+
+    def _restored(self, like: Any, field: str) -> Any:
+        """That field of its state."""
         result = folders.finished(Path(self.place))
         step = None if result is None else folders.scored(result)
-        functions = experiment.trainer(self.planned, self.tokenizer().vocab_size)
-        state = jax.eval_shape(functions.initial, jax.random.key(0), self.planned.numbers)
-        field = "params" if state.average is None else "average"
         with Checkpoints(Path(self.place) / "checkpoints", self.planned.keep) as checkpoints:
-            return checkpoints.restore_params(state.params, step, field=field)[0]
+            return checkpoints.restore_params(like, step, field=field)[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from flax import nnx
 from experiments import configs, experiment
 from experiments.configs import ConfigError
 from experiments.experiment import Experiment
-from experiments.origins import Origin, Published, opened, readable, with_rows
+from experiments.origins import Origin, Published, Run, opened, readable, with_rows
 from research.data.corpora import Factbook
 from research.data.objectives import Classification
 from research.data.pipeline import Data
@@ -28,6 +28,7 @@ from research.interop.architecture import differences, normal
 from research.interop.weights import WeightsError
 from research.models.families import EncoderConfig, FamilyConfig, Model
 from research.models.paths import named, path_of
+from research.training.remedies import Inherited
 
 SCORING = ("transform", "bias", "logit_scale", "softcap")  # of EmbeddingConfig, only how tokens are scored
 
@@ -89,15 +90,20 @@ class Parameters:
             )
         return fitted(read, origin, model, tokenizer.vocab_size)
 
+    def kept(self, data_dir: str | None) -> Inherited:
+        """What the remedies of the run there kept; nothing of published ones."""
+        origin = opened(self.place, data_dir)
+        return origin.kept() if isinstance(origin, Run) else ()
+
     def rehearsed(
         self,
         model: FamilyConfig,
         tokenizer: Tokenizer,
         data_dir: str | None,
-        train: Callable[[Experiment], Any],
-    ) -> Any:
-        """The parameters, which are there for a replay too."""
-        return self.params(model, tokenizer, data_dir)
+        train: Callable[[Experiment], tuple[Any, Inherited]],
+    ) -> tuple[Any, Inherited]:
+        """Both, which are there for a replay too."""
+        return self.params(model, tokenizer, data_dir), self.kept(data_dir)
 
 
 def tuning(

@@ -24,6 +24,7 @@ from experiments import machine
 from experiments.experiment import Experiment, dataset, trainer
 from research.evaluation.trained import Evaluation, Trained
 from research.training.ensemble import Solo
+from research.training.remedies import Inherited
 from research.training.sharding import Placement
 from research.training.step import Trainer
 
@@ -42,7 +43,7 @@ def replayed(
 
     Nothing is saved, and hard examples are not chosen. `placed`: where it runs; see `machine.placement`.
     """
-    functions, solo, base, params, losses = _trained(planned, data_dir, placed)
+    functions, solo, base, params, losses, _ = _trained(planned, data_dir, placed)
     few = dataset(planned.data, data_dir).fewer(WINDOWS)
     trained = Trained(
         trainer=functions, params=params, text=few, seed=planned.seed, place=solo.whole, base=lambda: base
@@ -55,8 +56,8 @@ def replayed(
 
 
 class _Short(NamedTuple):
-    """A run of `STEPS` steps: what it was trained with, the parameters that it began with and those that count, and the
-    loss of each step.
+    """A run of `STEPS` steps: what it was trained with, the parameters that it began with and those that count, the
+    loss of each step, and what its remedies kept.
     """
 
     functions: Trainer
@@ -64,6 +65,7 @@ class _Short(NamedTuple):
     base: Any
     params: Any
     losses: list[float]
+    kept: Inherited
 
 
 def _trained(planned: Experiment, data_dir: str | None, placed: Placement | None) -> _Short:
@@ -73,23 +75,28 @@ def _trained(planned: Experiment, data_dir: str | None, placed: Placement | None
     functions = trainer(short, text.tokenizer.vocab_size)
     solo = Solo(functions, rows=planned.data.batch, placement=placed)
     start, base = planned.init_from, functools.partial(_of_base, data_dir=data_dir)
-    params = None if start is None else start.rehearsed(planned.model, text.tokenizer, data_dir, base)
+    params, inherited = None, None
+    if start is not None:
+        params, inherited = start.rehearsed(planned.model, text.tokenizer, data_dir, base)
     state = solo.initial(jax.random.key(planned.seed), short.numbers, params)
     begun = jax.tree.map(jnp.copy, state.params)
-    state = solo.join([solo.prepared(state, text, planned.seed)])
+    state = solo.join([solo.prepared(state, text, planned.seed, inherited)])
     losses = []
     with contextlib.closing(text.training(planned.seed, host=solo.host, hosts=solo.hosts)) as batches:
         for batch in itertools.islice(batches, STEPS):
             state, metrics = solo.step(state, solo.place([batch]), np.ones(1, bool))
             losses.append(float(metrics["loss"][0]))
-    return _Short(functions, solo, begun, solo.member(state, 0).evaluated, losses)
+    done = solo.member(state, 0)
+    kept = tuple(zip(recipe.remedies, done.kept, strict=True))
+    return _Short(functions, solo, begun, done.evaluated, losses, kept)
 
 
-def _of_base(base: Experiment, data_dir: str | None) -> Any:
-    """The parameters of a short run of what another experiment starts from."""
+def _of_base(base: Experiment, data_dir: str | None) -> tuple[Any, Inherited]:
+    """The parameters of a short run of what another experiment starts from, and what its remedies kept."""
     placed = machine.placement(base)
     with machine.surroundings(base, placed):
-        return jax.device_get(_trained(base, data_dir, placed).params)
+        short = _trained(base, data_dir, placed)
+        return jax.device_get(short.params), tuple((each, jax.device_get(kept)) for each, kept in short.kept)
 
 
 def furthest(before: Mapping[str, Any], after: Mapping[str, Any]) -> float:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from experiments.experiment import (
     cost,
     dataset,
     design,
+    inherited,
     key,
     started,
     trainer,
@@ -26,11 +28,13 @@ from experiments.experiment import (
 from experiments.scoring import HeldOut
 from research.analysis import budget
 from research.data.pipeline import Batches
+from research.evaluation.forgetting import delta_nll
 from research.evaluation.trained import Evaluation, Trained
 from research.training import loop
 from research.training.checkpoints import CheckpointError, Checkpoints
 from research.training.ensemble import Ensemble, Solo
 from research.training.step import TrainState
+from research.training.stopping import FORGOTTEN, ForgettingBudget
 from research.training.trackers import TensorBoard
 
 # Steps whose windows the record of a run hashes: arms of a seed read the same, as far as each goes.
@@ -345,7 +349,8 @@ class _Run:
         state = self._initial()
         if self._checkpoints.latest is not None:
             return state
-        return self.solo.prepared(state, self._text, self.job.planned.seed)
+        kept = inherited(self.job.planned, self._data_dir)
+        return self.solo.prepared(state, self._text, self.job.planned.seed, kept)
 
     def finish(self, outcome: loop.Outcome, *, timed: bool) -> None:
         """Score the trained parameters and write the result; if there is none, keep and write why."""
@@ -406,9 +411,23 @@ class _Run:
     def _evaluated(self, params: Any) -> dict[str, float]:
         """Measures of the validation split, by which early stopping or `Keep` ranks the checkpoints."""
         scores, keep = self._held_out.score(params, "validation"), self.job.planned.keep
+        if isinstance(self.job.planned.early_stopping, ForgettingBudget):
+            scores[FORGOTTEN] = delta_nll(self._before, self._earlier(params))
         if keep.best and self.job.planned.early_stopping is None and keep.metric not in scores:
             raise ValueError(f"Keep.metric = {keep.metric!r}: expected one of {sorted(scores)}")
         return scores
+
+    @functools.cached_property
+    def _before(self) -> float:
+        """The loss of earlier text before the first step."""
+        return self._earlier(self._initial().params)
+
+    def _earlier(self, params: Any) -> float:
+        """The loss of the text of which only so much may be forgotten."""
+        rule = self.job.planned.early_stopping
+        assert isinstance(rule, ForgettingBudget)
+        batches = rule.read_beside(self._text).held_out("validation")
+        return self.trainer.evaluate(params, self.solo.whole(batches))
 
     def _evaluate(self, params: Any, names: Iterable[str], result: Result) -> Result:
         """The scores of these evaluations by name; `result`: what else the run has measured."""

@@ -20,6 +20,7 @@ from experiments.origins import Run
 from research.data.tokenizers import Tokenizer
 from research.models.families import FamilyConfig
 from research.training.checkpoints import CheckpointError
+from research.training.remedies import Inherited
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,19 +89,24 @@ class Stage:
             ) from error
         return pretrained.fitted(read, origin, model, tokenizer.vocab_size)
 
+    def kept(self, data_dir: str | None) -> Inherited:
+        """What the base's remedies kept."""
+        return self._origin(data_dir).kept()
+
     def rehearsed(
         self,
         model: FamilyConfig,
         tokenizer: Tokenizer,
         data_dir: str | None,
-        train: Callable[[Experiment], Any],
-    ) -> Any:
+        train: Callable[[Experiment], tuple[Any, Inherited]],
+    ) -> tuple[Any, Inherited]:
         """What a replay starts from: what `train` makes of the base, so that the base's run need not be there, and the
         base's code is replayed too.
         """
         origin = self._origin(data_dir)
         pretrained.checked(origin, model, tokenizer, self.differing)
-        return pretrained.fitted(train(self._known), origin, model, tokenizer.vocab_size)
+        params, kept = train(self._known)
+        return pretrained.fitted(params, origin, model, tokenizer.vocab_size), kept
 
     def _origin(self, data_dir: str | None) -> Run:
         return Run(self.place, self._known, data_dir)

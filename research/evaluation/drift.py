@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -16,15 +15,13 @@ from research.batch import Batch
 from research.data.corpora import StateOfTheUnion
 from research.data.documents import Corpus
 from research.data.objectives import Objective
-from research.evaluation.forgetting import check_names
+from research.evaluation.forgetting import check_names, delta_nll
 from research.evaluation.trained import Scores, Trained
 from research.models.families import Encoder
-from research.models.paths import named
+from research.models.paths import layers, named
 from research.training.losses import token_divergence
 from research.training.remedies import log_probabilities
 from research.training.step import Trainer
-
-STACK = re.compile(r"(?P<stack>.*)blocks/(?P<place>\d+)/")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,10 +43,11 @@ class Drift:
         check_names("Drift", self.corpora)
 
     def __call__(self, trained: Trained) -> Scores:
-        """Numbers of three kinds.
+        """Numbers of four kinds.
 
         - `kl`: KL(base || run) on the run's own held-out text, in nats per target: what forgetting is said to follow
           (Shenfeld et al. 2025, "RL's Razor").
+        - `forgotten`: by corpus, the loss now less the loss before, in nats per target (`forgetting.delta_nll`).
         - `lost`, `gained`: by corpus, the share of all targets whose likeliest token was the right one before and is
           not now, and the other way round.
         - `layers`: by part (embedding, layer i of each stack, ...), the length of its change over its own before,
@@ -74,15 +72,16 @@ class Drift:
             )
         base, now = trained.base(), trained.params
         objective = self.objective or trained.text.data.scored(trained.text.data.parts[0])
-        lost, gained = {}, {}
+        forgotten, lost, gained = {}, {}, {}
         for name, corpus in self.corpora:
-            text = trained.text.of(corpus, objective)
-            lost[name], gained[name] = flips(
-                trained.trainer, base, now, trained.place(text.held_out(self.split))
-            )
+            batches = trained.place(trained.text.of(corpus, objective).held_out(self.split))
+            before, after = (trained.trainer.evaluate(params, batches) for params in (base, now))
+            forgotten[name] = delta_nll(before, after)
+            lost[name], gained[name] = flips(trained.trainer, base, now, batches)
         own = trained.place(trained.text.held_out(self.split))
         return {
             "kl": divergence(trained.trainer, base, now, own),
+            "forgotten": forgotten,
             "lost": lost,
             "gained": gained,
             "layers": moved(base, now),
@@ -142,24 +141,19 @@ def _some(targets: int | float) -> int | float:
 def moved(base: Any, params: Any) -> Mapping[str, float]:
     """|theta - theta_0| / |theta_0| of each part: of the parameters in blocks layer by layer, of others by the first
     two names of their paths; without parts that were zero.
-
-    A layer i of a pattern of p blocks is the (i // p)-th of those at its place.
     """
-    before, places = named(base), dict[str, int]()
-    for path in before:
-        if (found := STACK.match(path)) is not None:
-            places[found["stack"]] = max(places.get(found["stack"], 0), int(found["place"]) + 1)
+    before, stacks = named(base), layers(base)
     squares = collections.defaultdict[str, Any](lambda: np.zeros(2))  # of the change, and of what was there
     for path, leaf in named(params).items():
         own = np.stack(
             jax.device_get(_squares(before[path], leaf)), axis=-1
         )  # by layer, where there are some
-        if (found := STACK.match(path)) is None:
+        if path not in stacks:
             squares["_".join(path.split("/")[:2])] += own.sum(0)
             continue
-        for depth, each in enumerate(own):
-            layer = depth * places[found["stack"]] + int(found["place"])
-            squares[f"{found['stack'].strip('/').replace('/', '_')}_{layer}"] += each
+        stack, numbers = stacks[path]
+        for layer, each in zip(numbers, own, strict=True):
+            squares[f"{stack.strip('/').replace('/', '_')}_{layer}"] += each
     return {name: float(np.sqrt(change / was)) for name, (change, was) in squares.items() if was}
 
 

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from research.models.paths import named, path_of
-from research.training.optimizers import STACKED, Optimizer
+from research.training.optimizers import STACKED, Optimizer, above
 
 __all__ = ["LoRA"]
 
@@ -71,7 +71,7 @@ class LoRA(Optimizer):
             return self._begun(inner, params, jax.random.key(0))
 
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Adapted]:
-            scale, gradients = self.alpha / self.rank, named(updates)
+            scale, gradients = self.alpha / self.rank, named(above(updates, self.frozen_layers))
             pulls = {
                 path: (scale * gradients[path] @ b.mT, scale * a.mT @ gradients[path])
                 for path, (a, b) in state.factors.items()

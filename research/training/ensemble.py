@@ -14,6 +14,7 @@ from jaxtyping import Bool
 
 from research.batch import Batch
 from research.data.pipeline import Dataset
+from research.training.remedies import Inherited
 from research.training.sharding import Placement
 from research.training.step import Metrics, Trainer, TrainState, chosen
 
@@ -66,9 +67,11 @@ class Solo:
         """The state before the first step, made where it lives. `params`: to start from; what is missing is drawn."""
         return self._initial(key, numbers, params=params)
 
-    def prepared(self, state: TrainState, text: Dataset, seed: int) -> TrainState:
+    def prepared(
+        self, state: TrainState, text: Dataset, seed: int, inherited: Inherited | None = None
+    ) -> TrainState:
         """The state before the first step with what remedies keep, where it lives; see `Trainer.prepared`."""
-        found = self.trainer.prepared(state, text, seed)
+        found = self.trainer.prepared(state, text, seed, inherited)
         return found if self._shardings is None else jax.device_put(found, self._shardings)
 
     def join(self, states: Sequence[TrainState]) -> TrainState:

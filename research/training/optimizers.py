@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from research.models.paths import named, path_of
+from research.models.paths import layers, named, path_of
+from research.training.hyperparameters import LATER
 from research.training.schedules import Constant, Cosine, Linear, Schedule
 
 __all__ = [
@@ -45,6 +47,7 @@ _RANGES = {
     "learning_rate": _POSITIVE,
     "clip": _POSITIVE,
     "weight_decay": (lambda x: x >= 0, "at least 0"),
+    "frozen_layers": (lambda x: x >= 0, "at least 0"),
     "b1": _DECAY,
     "b2": _DECAY,
     "beta": _DECAY,
@@ -74,6 +77,7 @@ class Optimizer:
       schedule: its course over the run.
       clip: greatest global norm of the gradient of all trained parameters, or None.
       frozen: the parameters that stay as they are and have no optimizer state, e.g. r"embedding/"; None: none.
+      frozen_layers: so many of the lower layers of every stack stay as they are too.
 
     Raises:
       ValueError: a number is out of its range, or a pattern is no regular expression.
@@ -86,6 +90,7 @@ class Optimizer:
     schedule: Schedule = Cosine()
     clip: float | None = 1.0
     frozen: str | None = None
+    frozen_layers: int = dataclasses.field(default=0, metadata=LATER)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -112,6 +117,9 @@ class Optimizer:
         rate = self.schedule.build(self.learning_rate, steps)
         clip = [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
         rule = optax.chain(*clip, self.rule(rate))
+        if self.frozen_layers:
+            upper = optax.stateless(lambda updates, _: above(updates, self.frozen_layers))
+            rule = optax.chain(upper, rule, upper)
         if self.frozen is not None:
             labels = _labels(self.frozen, "frozen", "trained")
             rule = optax.partition({"frozen": optax.set_to_zero(), "trained": rule}, labels)
@@ -365,6 +373,30 @@ def per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformati
         return tuple(jax.tree.map(lambda _, pair, part=part: pair[part], updates, both) for part in (0, 1))
 
     return optax.GradientTransformation(init, update)
+
+
+def above(tree: Any, frozen: int) -> Any:
+    """A tree of the parameters' paths and shapes with zeros in the lowest `frozen` layers of every stack.
+
+    Raises:
+      ValueError: no stack has so many.
+    """
+    if not frozen:
+        return tree
+    stacks = layers(tree)
+    deepest = max((int(own.max()) + 1 for _, own in stacks.values()), default=0)
+    if frozen > deepest:
+        raise ValueError(
+            f"Optimizer.frozen_layers = {frozen}: expected at most {deepest}, the layers there are"
+        )
+
+    def one(path: Any, leaf: Array) -> Array:
+        if (name := path_of(path)) not in stacks:
+            return leaf
+        kept = stacks[name][1] >= frozen
+        return jnp.where(kept.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def _labels(pattern: str, matching: Any = True, rest: Any = False) -> Callable[[Any], Any]:

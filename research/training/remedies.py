@@ -39,15 +39,20 @@ class Base:
       params: its parameters.
       log_likelihood: of the labels of a row in nats, by parameters and the row without its axis of rows.
       predict: log-probabilities [b t v] at each place of a batch, by parameters and batch.
+      model: the model with given parameters.
       text: that the run is tuned on.
       seed: of the run.
+      inherited: the remedies of the run that its parameters come from, and what each kept, where a remedy asks for
+        that (`Remedy.inherits`); None: they are drawn.
     """
 
     params: Params
     log_likelihood: Callable[[Params, Batch], Array]
     predict: Callable[[Params, Batch], Array]
+    model: Callable[[Params], Model]
     text: Dataset
     seed: int
+    inherited: "Inherited | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Step:
       batch: that the loss is of, the whole one or a microbatch.
       weight: f32[], of all targets of the whole batch.
       share: of the whole batch that this one is.
+      loss: summed loss of the targets of a batch in nats, and their weight, by parameters and batch.
+      key: of the step, for what is drawn.
     """
 
     params: Params
@@ -69,6 +76,8 @@ class Step:
     batch: Batch
     weight: Array
     share: float
+    loss: Callable[[Params, Batch], tuple[Array, Array]]
+    key: Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +95,11 @@ class Remedy:
     def __post_init__(self):
         if not self.strength >= 0:
             raise ValueError(f"{type(self).__name__}.strength = {self.strength}: expected at least 0")
+
+    @property
+    def inherits(self) -> bool:
+        """Whether it goes on from what the remedy of its class kept in the run that this one starts from."""
+        return False
 
     def prepare(self, base: Base) -> Any:
         """What it keeps of the base in the train state, a tree of arrays of the shapes of `blank`."""
@@ -110,6 +124,29 @@ class Remedy:
     def moved(self, updates: Params, kept: Any, params: Params, rate: Array) -> Params:
         """What is added to the parameters in a step at that learning rate, in place of the optimizer's `updates`."""
         return updates
+
+    def observed(self, kept: Any, gradient: Params, params: Params, new: Params) -> Any:
+        """What it keeps after a step from `params` to `new`, of which `gradient` was that of what is minimised."""
+        return kept
+
+    def _inherited(self, base: Base) -> Any:
+        """What the remedy of its class kept in the run that this one starts from; None: there was none.
+
+        Raises:
+          ValueError: it was of another model.
+        """
+        own = [kept for remedy, kept in base.inherited or () if isinstance(remedy, type(self))]
+        if not own:
+            return None
+        if jax.tree.map(jnp.shape, own[0]) != jax.tree.map(jnp.shape, self.blank(base.params)):
+            raise ValueError(
+                f"{type(self).__name__}: the run that this one starts from kept it of other parameters, expected those "
+                "of this model; begin with that model, or leave it out"
+            )
+        return own[0]
+
+
+Inherited = tuple[tuple[Remedy, Any], ...]  # remedies of a run, and what each kept
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,10 +187,49 @@ class Decay(L2SP):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EWC(Remedy):
-    """The distance from the base, weighted by how much its likelihood of earlier text depends on each parameter:
-    strength / 2 sum_i F_i (theta_i - theta_0i)^2 with the diagonal of the Fisher information (Kirkpatrick et al. 2017,
-    equation 3).
+class Weighted(Remedy):
+    """The distance from the base, weighted by how important each parameter is: strength / 2 sum_i
+    w_i (theta_i - theta_0i)^2.
+
+    Attributes:
+      normalise: "mean" divides what a text or task adds to w by its mean over all parameters, so that strengths compare
+        over models and corpora, and with those of L2SP; "none" leaves it.
+    """
+
+    normalise: Literal["mean", "none"] = "mean"
+
+    def blank(self, params: Params) -> Any:
+        """Two copies of the parameters."""
+        return {
+            "params": jax.tree.map(jnp.copy, params),
+            "importance": jax.tree.map(jnp.zeros_like, params),
+        }
+
+    def penalty(self, kept: Any, step: Step) -> Float[Array, ""]:
+        """The weighted distance."""
+        weighted = _sum(
+            lambda now, then, weight: weight * jnp.square(now - then),
+            step.params,
+            kept["params"],
+            kept["importance"],
+        )
+        return self.strength / 2 * step.share * weighted
+
+    def _normalised(self, importance: Params, hint: str) -> Params:
+        """What a text or task adds. ValueError: there is nothing, for which the hint gives a reason."""
+        if self.normalise == "none":
+            return importance
+        size = sum(leaf.size for leaf in jax.tree.leaves(importance))
+        mean = sum(float(jnp.sum(leaf)) for leaf in jax.tree.leaves(importance)) / size
+        if not mean > 0:
+            raise ValueError(f"{type(self).__name__}: {hint}")
+        return jax.tree.map(lambda leaf: leaf / mean, importance)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EWC(Weighted):
+    """The distance from the base, weighted by how much its likelihood of earlier text depends on each parameter: w is
+    the diagonal F of the Fisher information (Kirkpatrick et al. 2017, equation 3).
 
     F_i is the mean over examples (rows) of the squared derivative of an example's summed log-likelihood: squared first,
     averaged then. `labels` says of which likelihood:
@@ -168,8 +244,8 @@ class EWC(Remedy):
       objective: what its windows become; None: what the run's own do.
       examples: how many are used, the first of the run's order.
       labels, draws: of which likelihood, see above.
-      normalise: "mean" divides F by its mean over all parameters, so that strengths compare over models and corpora,
-        and with those of L2SP; "none" leaves it.
+      decay: of online EWC (Schwarz et al. 2018, equations 8 and 9): so much of the importance that the run which this
+        one starts from was held by is added to that of the earlier text, the anchor is the base alone; None: nothing.
     """
 
     corpus: Corpus
@@ -177,13 +253,20 @@ class EWC(Remedy):
     examples: int = 1000
     labels: Literal["true", "sampled", "exact"] = "true"
     draws: int = 1
-    normalise: Literal["mean", "none"] = "mean"
+    decay: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("examples", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EWC.{name} = {getattr(self, name)}: expected at least 1")
+        if self.decay is not None and not 0 <= self.decay <= 1:
+            raise ValueError(f"EWC.decay = {self.decay}: expected a share, from 0 to 1, or None")
+
+    @property
+    def inherits(self) -> bool:
+        """If it is online."""
+        return self.decay is not None
 
     def fingerprints(self, text: Dataset) -> list[str]:
         """Of the earlier text."""
@@ -196,34 +279,14 @@ class EWC(Remedy):
     def prepare(self, base: Base) -> Any:
         """The base's parameters and the Fisher information."""
         text = base.text.of(self.corpus, self.objective)
-        found = self._fisher(base, _first(text, base.seed, self.examples))
-        if self.normalise == "mean":
-            size = sum(leaf.size for leaf in jax.tree.leaves(found))
-            mean = sum(float(jnp.sum(leaf)) for leaf in jax.tree.leaves(found)) / size
-            if not mean > 0:
-                raise ValueError(
-                    f"EWC: the mean Fisher information on {self.corpus} is {mean}, expected more than 0; is the model "
-                    "of float16, whose small gradients are lost?"
-                )
-            found = jax.tree.map(lambda leaf: leaf / mean, found)
-        return {"params": jax.tree.map(jnp.copy, base.params), "importance": found}
-
-    def blank(self, params: Params) -> Any:
-        """Two copies of the parameters."""
-        return {
-            "params": jax.tree.map(jnp.copy, params),
-            "importance": jax.tree.map(jnp.zeros_like, params),
-        }
-
-    def penalty(self, kept: Any, step: Step) -> Float[Array, ""]:
-        """Equation 3."""
-        weighted = _sum(
-            lambda now, then, weight: weight * jnp.square(now - then),
-            step.params,
-            kept["params"],
-            kept["importance"],
+        found = self._normalised(
+            self._fisher(base, _first(text, base.seed, self.examples)),
+            f"the mean Fisher information on {self.corpus} is not above 0; is the model of float16, whose small "
+            "gradients are lost?",
         )
-        return self.strength / 2 * step.share * weighted
+        if self.decay is not None and (earlier := self._inherited(base)) is not None:
+            found = jax.tree.map(lambda new, old: new + self.decay * old, found, earlier["importance"])
+        return {"params": jax.tree.map(jnp.copy, base.params), "importance": found}
 
     def _fisher(self, base: Base, batches: Iterable[tuple[Batch, Array]]) -> Params:
         def labelled() -> Iterator[tuple[Batch, Array]]:
@@ -308,6 +371,69 @@ def _with_squares(
         return jax.tree.map(lambda so_far, new: so_far + share * jnp.square(new), sums, gradient), None
 
     return jax.lax.scan(add, total, (batch, shares))[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SI(Weighted):
+    """Synaptic intelligence (Zenke, Poole and Ganguli 2017, equations 3 to 5): the distance from the base, weighted by
+    how much the way that led to each parameter of it has lowered the loss there, for how far that way was.
+
+    A run with it records its own way, omega = - sum over steps of gradient x change, of all that is minimised but
+    this penalty. The run that starts from it adds omega / (distance^2 + damping) to w. So a base is trained with it
+    too, at strength 0, and tuning goes on from there. A negative omega counts as 0: nothing is pushed away. The
+    paper's c is strength / 2.
+
+    Attributes:
+      damping: xi, in squared units of the parameters.
+    """
+
+    damping: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.damping > 0:
+            raise ValueError(f"SI.damping = {self.damping}: expected a number above 0")
+
+    @property
+    def inherits(self) -> bool:
+        """Always: importance is of what came before."""
+        return True
+
+    def prepare(self, base: Base) -> Any:
+        """The base's parameters, and the importance of all that came before them.
+
+        Raises:
+          ValueError: they come from a run without it.
+        """
+        kept = self.blank(base.params)
+        if base.inherited is None:
+            return kept
+        if (earlier := self._inherited(base)) is None:
+            raise ValueError(
+                "SI: the run that this one starts from has not recorded how it came there; train it with SI too, at "
+                "strength 0"
+            )
+        added = jax.tree.map(
+            lambda now, then, path: jnp.maximum(path, 0) / (jnp.square(now - then) + self.damping),
+            base.params,
+            earlier["params"],
+            earlier["path"],
+        )
+        added = self._normalised(added, "no step of the run that this one starts from lowered its loss")
+        return kept | {"importance": jax.tree.map(jnp.add, earlier["importance"], added)}
+
+    def blank(self, params: Params) -> Any:
+        """Three copies of the parameters."""
+        return super().blank(params) | {"path": jax.tree.map(jnp.zeros_like, params)}
+
+    def observed(self, kept: Any, gradient: Params, params: Params, new: Params) -> Any:
+        """Omega with the step."""
+
+        def went(path: Array, slope: Array, before: Array, after: Array, then: Array, weight: Array) -> Array:
+            return path - (slope - self.strength * weight * (before - then)) * (after - before)
+
+        path = jax.tree.map(went, kept["path"], gradient, params, new, kept["params"], kept["importance"])
+        return kept | {"path": path}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Iterable
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import jax
@@ -20,16 +19,14 @@ from research.models.paths import named, path_of
 from research.models.stack import Stack
 from research.training import hyperparameters
 from research.training.adapters import LoRA
+from research.training.hyperparameters import LATER
 from research.training.losses import token_loss
 from research.training.optimizers import Optimizer
 from research.training.precision import LossScale
-from research.training.remedies import EWC, Base, Decay, LwF, Remedy, Step, log_probabilities
+from research.training.remedies import EWC, Base, Decay, Inherited, LwF, Remedy, Step, log_probabilities
 
 Metrics = dict[str, Array]
 Losses = tuple[Array, Array, Array]  # mean loss of the targets, compression loss, penalty of the remedies
-
-# Metadata of a field that came later: keys of runs leave it out at its default, and so are what they were before.
-LATER = MappingProxyType({"later": True})
 
 # Batches of an evaluation that wait for the devices: each takes memory, and several processes of XLA:CPU stand still
 # for ever where one of them has 32 programs with collectives under way.
@@ -180,6 +177,10 @@ class Trainer:
             recipe=self.recipe,
         )
 
+    def trained_by(self, optimizer: Optimizer, steps: int) -> "Trainer":
+        """The functions of the same model, trained in so many steps by another optimizer and a plain recipe."""
+        return Trainer(self.config, vocab=self._vocab, optimizer=optimizer, steps=steps)
+
     @property
     def numbers(self) -> dict[str, float]:
         """The tunable numbers of optimizer and recipe."""
@@ -229,19 +230,22 @@ class Trainer:
             kept=tuple(remedy.blank(params) for remedy in recipe.remedies),
         )
 
-    def prepared(self, state: TrainState, text: Dataset, seed: int) -> TrainState:
+    def prepared(
+        self, state: TrainState, text: Dataset, seed: int, inherited: Inherited | None = None
+    ) -> TrainState:
         """The state before the first step, with what the remedies keep of its parameters.
 
         Args:
           state: as `initial` makes it.
           text: that the run is tuned on.
           seed: of the run.
+          inherited: see `remedies.Base`.
 
         Raises:
           ValueError: a remedy has nothing to learn from.
         """
         _, recipe = self._filled(state.numbers)
-        base = Base(state.params, self.log_likelihood, self.predict, text, seed)
+        base = Base(state.params, self.log_likelihood, self.predict, self.model, text, seed, inherited)
         return dataclasses.replace(state, kept=tuple(remedy.prepare(base) for remedy in recipe.remedies))
 
     def log_likelihood(self, params: Any, row: Batch) -> Float[Array, ""]:
@@ -288,6 +292,10 @@ class Trainer:
             params=optax.apply_updates(params, updates),
             optimizer=moments,
             carry=carry,
+        )
+        observed = zip(recipe.remedies, state.kept, strict=True)
+        new = dataclasses.replace(
+            new, kept=tuple(each.observed(kept, gradient, params, new.params) for each, kept in observed)
         )
         metrics: Metrics = {
             "loss": loss,
@@ -340,7 +348,7 @@ class Trainer:
             params = self._trained(params)
             total, out = self._loss(params, batch, recipe, keys, carry)
             loss, aux = total / weight, jnp.float32(out.aux_loss) / parts
-            step = Step(params, self.model, out.hidden, batch, weight, 1 / parts)
+            step = Step(params, self.model, out.hidden, batch, weight, 1 / parts, self.loss, key)
             held = zip(recipe.remedies, state.kept, strict=True)
             penalty = sum((remedy.penalty(kept, step) for remedy, kept in held), start=jnp.float32(0))
             whole = loss + recipe.compression * aux + penalty

@@ -3,6 +3,12 @@
 import dataclasses
 import math
 
+from research.data.documents import Corpus
+from research.data.objectives import Objective
+from research.data.pipeline import Dataset
+
+FORGOTTEN = "validation_forgotten"  # the measure that a budget is of
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EarlyStopping:
@@ -24,7 +30,43 @@ class EarlyStopping:
     def __post_init__(self):
         for name in ("every", "patience"):
             if getattr(self, name) < 1:
-                raise ValueError(f"EarlyStopping.{name} = {getattr(self, name)}: expected at least 1")
+                raise ValueError(f"{type(self).__name__}.{name} = {getattr(self, name)}: expected at least 1")
+
+    def fingerprints(self, text: Dataset) -> list[str]:
+        """Of the documents beside `text`, which the run is tuned on, that decide when it stops."""
+        return []
+
+    def spent(self, scores: dict[str, float]) -> bool:
+        """Whether the run has to stop at this evaluation, whatever `metric` says."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForgettingBudget(EarlyStopping):
+    """Early stopping that also stops before more is forgotten of earlier text than it may be: the best evaluation
+    within the budget counts.
+
+    Attributes:
+      corpus: the earlier text, read in the windows, layout and shares of the run's own; its validation split is used.
+      objective: what its windows become; None: as the run's held-out ones.
+      budget: by how much the loss of it may be above what it was before the first step, in nats per target.
+    """
+
+    corpus: Corpus
+    objective: Objective | None = None
+    budget: float
+
+    def fingerprints(self, text: Dataset) -> list[str]:
+        """Of the earlier text."""
+        return [self.read_beside(text).fingerprint]
+
+    def read_beside(self, text: Dataset) -> Dataset:
+        """The earlier text as `text`, which the run is tuned on, is read."""
+        return text.of(self.corpus, self.objective or text.data.scored(text.data.parts[0]))
+
+    def spent(self, scores: dict[str, float]) -> bool:
+        """Whether more is forgotten."""
+        return scores[FORGOTTEN] > self.budget
 
 
 @dataclasses.dataclass
@@ -40,10 +82,19 @@ class Watch:
         """Take note of an evaluation; whether it is the best so far, which one that is not finite never is.
 
         Raises:
-          ValueError: it has no such metric.
+          ValueError: it has no such metric, or the first one is over a budget.
         """
         if self.rule.metric not in scores:
             raise ValueError(f"EarlyStopping.metric = {self.rule.metric!r}: expected one of {sorted(scores)}")
+        if self.rule.spent(scores):
+            if self.best is None:
+                raise ValueError(
+                    f"{type(self.rule).__name__} at step {step}: {FORGOTTEN} = {scores[FORGOTTEN]:.4g} is over the "
+                    f"budget at the first evaluation; set EarlyStopping.every = {self.rule.every} lower, or the budget "
+                    "higher"
+                )
+            self.since = self.rule.patience
+            return False
         value = scores[self.rule.metric]
         better = math.isfinite(value) and (self.best is None or value < self.best - self.rule.least)
         if better:

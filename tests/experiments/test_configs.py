@@ -9,6 +9,7 @@ from experiments import configs, experiment, study
 from research.attention.masks import Causal, Prefix, Window
 from research.attention.positions import ALiBi
 from research.data.corpora import StandardLibrary
+from research.training.adapters import LoRA
 
 STUDIES = {name: study.declared(name) for name in ("architecture", "forgetting")}
 # The file of each arm, and that of the data of its comparison, which is read after the scale.
@@ -70,6 +71,17 @@ def test_the_plan_does_not_change_the_key_and_a_seed_does():
     plain = experiment.load([PREFIX])[0].key()
     assert experiment.load([PREFIX], ["Plan.log_every=3"])[0].key() == plain
     assert experiment.load([PREFIX], ["train.seed=1"])[0].key() != plain
+
+
+def test_a_scale_may_bind_what_an_experiment_has_not():
+    """Such as the rate of an optimizer that is not its own; what stands over it has to be used."""
+    other = ["train.optimizer=@LoRA()"]
+    planned, _ = experiment.load([PREFIX, "configs/scale/small.gin"], other)
+    assert isinstance(planned.optimizer, LoRA)
+    with pytest.raises(configs.ConfigError, match="AdamW.learning_rate is used by nothing"):
+        experiment.load([PREFIX, "configs/scale/small.gin"], [*other, "AdamW.learning_rate=0.1"])
+    with pytest.raises(configs.ConfigError, match="AdamW.learning_rate is used by nothing"):
+        experiment.load([PREFIX, "configs/forgetting/data/general.gin"], other)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from research.models.config import BlockSpec, StackConfig
 from research.models.families import DecoderConfig
 from research.models.paths import path_of
 from research.training import hyperparameters
+from research.training.adapters import LoRA
 from research.training.optimizers import (
     SGD,
     Adafactor,
@@ -255,6 +256,40 @@ def test_decay_and_freezing_go_by_path(optimizer):
     assert [path for path in leaves(PARAMS) if not optimizer.trains(path)] == [
         "stack/blocks/0/compress/kernel"
     ]
+
+
+@pytest.mark.parametrize("pattern", [1, 2])
+@pytest.mark.parametrize("optimizer", [AdamW(weight_decay=0.5), LoRA(rank=2, weight_decay=0.5)])
+def test_lower_layers_stay_as_they_are(optimizer, pattern):
+    """Layer i of a pattern of p blocks is the (i // p)-th of those at its place."""
+    params = shapes(layers=4, width=8, heads=2, pattern=(BlockSpec(),) * pattern)
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), params)
+    rule = dataclasses.replace(optimizer, frozen_layers=3, learning_rate=0.1, schedule=Constant()).build(10)
+    state, now, slopes = rule.init(params), params, jax.tree.map(jnp.ones_like, params)
+    for _ in range(3):
+        updates, state = rule.update(slopes, state, now)
+        now = optax.apply_updates(now, updates)
+    moved = False
+    for path, leaf in leaves(now).items():
+        if found := re.search(r"blocks/(\d)/", path):
+            for depth, each in enumerate(leaf):
+                lower = depth * pattern + int(found[1]) < 3
+                assert not lower or np.all(each == 0.5), (path, depth)
+                moved |= not lower and bool(np.any(each != 0.5))
+    assert moved
+
+
+def test_the_gradient_of_lower_layers_does_not_count_for_clipping():
+    plain = SGD(momentum=None, clip=1.0, learning_rate=0.1, schedule=Constant(), frozen_layers=1)
+    loud = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.at[:, 0].multiply(1e3) if "blocks/0" in path_of(path) else leaf,
+        jax.tree.map(jnp.asarray, GRADIENTS),
+    )
+    kept = [trained(plain, PARAMS, gradients) for gradients in (GRADIENTS, loud)]
+    for one, other in zip(*map(jax.tree.leaves, kept), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="frozen_layers = 9: expected at most"):
+        trained(dataclasses.replace(plain, frozen_layers=9), PARAMS, GRADIENTS)
 
 
 def test_the_gradient_of_frozen_parameters_does_not_count_for_clipping():

@@ -19,7 +19,7 @@ from research.training import hyperparameters
 from research.training.adapters import LoRA
 from research.training.ensemble import Ensemble
 from research.training.optimizers import SGD, AdamW
-from research.training.remedies import EWC, L2SP, Base, Decay, LwF, Remedy, Step, fisher
+from research.training.remedies import EWC, L2SP, SI, Base, Decay, LwF, Remedy, Step, fisher
 from research.training.schedules import Constant
 from research.training.step import Recipe, Trainer
 
@@ -208,7 +208,13 @@ def drawn_kept(remedy, params, seed=5):
 
 @pytest.mark.parametrize(
     "remedy",
-    [L2SP(strength=0.0), Decay(strength=0.0), dataclasses.replace(EARLIER, strength=0.0), LwF(strength=0.0)],
+    [
+        L2SP(strength=0.0),
+        Decay(strength=0.0),
+        dataclasses.replace(EARLIER, strength=0.0),
+        SI(strength=0.0),
+        LwF(strength=0.0),
+    ],
 )
 def test_at_strength_0_training_is_what_it_is_without(remedy):
     plain, held = trainer(), trainer(remedies=(remedy,))
@@ -222,8 +228,16 @@ def test_at_strength_0_training_is_what_it_is_without(remedy):
     same(states[0].params, states[1].params)
 
 
+def bare_step(params):
+    """A step without a model."""
+    nothing = lambda *_: None  # noqa: E731
+    return Step(
+        params, nothing, jnp.zeros((1, 1, 1)), batch(), jnp.float32(1), 1.0, nothing, jax.random.key(0)
+    )
+
+
 def pull(remedy, kept, params):
-    step = Step(params, lambda _: None, jnp.zeros((1, 1, 1)), batch(), jnp.float32(1), 1.0)
+    step = bare_step(params)
     return jax.grad(lambda params: remedy.penalty(kept, dataclasses.replace(step, params=params)))(params)
 
 
@@ -438,8 +452,8 @@ def test_what_cannot_be_is_one_line(make, message):
 
 
 def test_a_remedy_says_what_it_has_to_define():
-    step = Step({}, lambda _: None, jnp.zeros((1, 1, 1)), batch(), jnp.float32(1), 1.0)
-    bare, base = Remedy(strength=1.0), Base({}, lambda *_: None, lambda *_: None, text(), 0)
+    step = bare_step({})
+    bare, base = Remedy(strength=1.0), Base({}, *[lambda *_: None] * 3, text(), 0)
     assert bare.penalty((), step) == 0
     for call in (lambda: bare.prepare(base), lambda: bare.blank({})):
         with pytest.raises(TypeError, match="every Remedy must"):
