@@ -12,6 +12,9 @@ from research.analysis.claims import SubClaim
 from research.analysis.figures import Spec
 from research.evaluation.trained import Evaluation
 
+# What is measured of a run's own held-out data.
+OWN = ("metrics.loss", "metrics.bits_per_byte", "metrics.validation_loss", "metrics.validation_bits_per_byte")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuning:
@@ -49,6 +52,8 @@ class Table:
         comparison has a table, the first that of the study; all its arms have as many seeds.
       groups: the comparisons of "headline", "core" and "extended", or single arms of theirs; the last is only run when
         asked for. {}: all are headline.
+      varied: whether arms are trained on different data on purpose; then what compares is what evaluations measure of
+        text that they name, and no table has the loss on a run's own.
       match: by comparison, what its arms cost as much of as their baseline; in one without, they cost what they cost.
       knobs: by arm, the integer that is turned until it does, as a gin binding without its value and what the value
         is a multiple of: ("StackConfig.hidden", 8), ("train.steps", 1). An arm without one has to cost that as it is.
@@ -72,6 +77,7 @@ class Table:
     fewer: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     shown: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     groups: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    varied: bool = False
     match: dict[str, Literal["params", "flops", "tokens_seen", "loss_tokens"]] = dataclasses.field(
         default_factory=dict
     )
@@ -125,6 +131,12 @@ def check_measures(name: str, table: Table) -> None:
                 tables.measure(one)
             except tables.TableError as error:
                 raise configs.ConfigError(f"{field} of study {name}: {error}") from error
+    own = [one for names in declared.values() for one in names if tables.measure(one).path in OWN]
+    if table.varied and own:
+        raise configs.ConfigError(
+            f"Table.varied of study {name}, but {own[0]!r} is of what each run is trained on; name what an evaluation "
+            "measures of one text"
+        )
     if table.sweeps and (not table.columns or tables.measure(table.columns[0]).censored):
         raise configs.ConfigError(
             f"Table.columns of study {name} are {table.columns}: expected the first, which is that of the tables of "

@@ -47,6 +47,7 @@ def of_study(name: str, results_dir: Path | str, scale: str = SCALE) -> tuple[Fi
         arms=(*planned.arms, *planned.points),
         seeds=table.seeds.get(scale, ()),
         fewer=planned.fewer if planned.scale == scale else {},
+        varied=table.varied,
     )
 
 

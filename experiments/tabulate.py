@@ -61,6 +61,7 @@ def built(planned: Study, rows: Sequence[Row]) -> dict[str, tables.Table]:
                 seeds=seeds,
                 columns=planned.columns(together),
                 baseline=planned.baselines[together],
+                varied=planned.table.varied,
             )
     return found
 
@@ -77,7 +78,12 @@ def sweep_tables(planned: Study, rows: Sequence[Row]) -> Iterator[tables.Table]:
         own, seeds = [row for row in rows if row.arm in arms], planned.seeds_of(arms[0])
         if own:
             yield sweeping.sweep_table(
-                own, arms=arms, seeds=seeds, metric=planned.table.columns[0], baseline=""
+                own,
+                arms=arms,
+                seeds=seeds,
+                metric=planned.table.columns[0],
+                baseline="",
+                varied=planned.table.varied,
             )
 
 
@@ -93,6 +99,7 @@ def task_tables(planned: Study, rows: Sequence[Row]) -> dict[str, tables.Table]:
             seeds=planned.seeds_of(arms[0]),
             metrics=planned.table.tasks,
             baseline=planned.baselines[together],
+            varied=planned.table.varied,
         )
     return found
 

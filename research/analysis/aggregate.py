@@ -31,6 +31,7 @@ def across(
     seeds: Sequence[int],
     metrics: Mapping[str, Direction],
     baseline: str,
+    varied: bool = False,
 ) -> Table:
     """Each arm's interquartile mean over tasks and seeds, and the probability that it improves on the baseline.
 
@@ -43,6 +44,7 @@ def across(
       seeds: those declared.
       metrics: which is better, "higher" or "lower", by the path of each task's number.
       baseline: one of the arms.
+      varied: see `tables.check_comparable`.
 
     Raises:
       TableError: no metric, an unknown direction or baseline, a metric that no row has, rows that do not compare.
@@ -50,7 +52,7 @@ def across(
     """
     _check_declared(metrics, arms, baseline)
     rows = results.select(rows, arms, seeds)
-    tables.check_comparable(rows)
+    tables.check_comparable(rows, varied=varied)
     own = {arm: [row for row in rows if row.arm == arm] for arm in arms}
     scores = {arm: _scores(own[arm], rows, metrics) for arm in arms}
     normalised = _normalised(scores, baseline)

@@ -117,6 +117,73 @@ class Interaction(PairedTest):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Every(PairedTest):
+    """Several differences that all have the expected sign, such as one for each architecture: seed by seed, the one
+    that has least of it is tested against zero.
+    """
+
+    of: tuple[Difference, ...]
+    expect: Literal["less", "greater"]
+
+    def __post_init__(self):
+        if len(self.of) < 2:
+            raise ClaimError(
+                f"Every of {len(self.of)} differences: expected at least 2; use Contrast for one"
+            )
+
+    def explain(self) -> str:
+        parts = "; ".join(" minus ".join(part.words()) for part in self.of)
+        return f"of the differences ({parts}) {self.sentence('the one nearest to or beyond zero', 'zero')}"
+
+    def reads(self) -> tuple[Reading, ...]:
+        return tuple(dict.fromkeys(reading for part in self.of for reading in part.reads()))
+
+    def sides(self, values: Values) -> tuple[Seeds, Seeds]:
+        differences = [part.by_seed(values) for part in self.of]
+        common = sorted(set(differences[0]).intersection(*differences[1:]))
+        choose = min if self.expect == "greater" else max
+        found = {seed: choose(by_seed[seed] for by_seed in differences) for seed in common}
+        return found, dict.fromkeys(found, 0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explained(PairedTest):
+    """How much of the variance of one metric over arms a straight line of another explains: R^2, seed by seed, against
+    a number.
+    """
+
+    metric: str
+    by: str
+    arms: tuple[str, ...]
+    value: float
+    expect: Literal["less", "greater"]
+
+    def __post_init__(self):
+        if len(self.arms) < 4:
+            raise ClaimError(f"Explained over {len(self.arms)} arms: expected at least 4 points of a line")
+
+    def explain(self) -> str:
+        return self.sentence(
+            f"R^2 of {self.metric} by {self.by} over {', '.join(self.arms)}", f"{self.value:g}"
+        )
+
+    def reads(self) -> tuple[Reading, ...]:
+        return tuple((arm, metric) for arm in self.arms for metric in (self.by, self.metric))
+
+    def sides(self, values: Values) -> tuple[Seeds, Seeds]:
+        common = set.intersection(*(set(values[reading]) for reading in self.reads()))
+        found = {}
+        for seed in sorted(common):
+            x, y = ([values[arm, metric][seed] for arm in self.arms] for metric in (self.by, self.metric))
+            if len(set(x)) == 1 or len(set(y)) == 1:
+                raise Undecidable(
+                    Verdict.INCONCLUSIVE, f"at seed {seed} all arms measured the same, so there is no line"
+                )
+            found[seed] = float(np.corrcoef(x, y)[0, 1] ** 2)
+        return found, dict.fromkeys(found, self.value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Trend(PairedTest):
     """Values in order: the last against the first is tested, and every step between has that sign on the mean.
 

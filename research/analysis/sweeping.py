@@ -22,7 +22,13 @@ _ADDED = (
 
 
 def sweep_table(
-    rows: Iterable[Row], *, arms: Sequence[str], seeds: Sequence[int], metric: str, baseline: str
+    rows: Iterable[Row],
+    *,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    metric: str,
+    baseline: str,
+    varied: bool = False,
 ) -> tables.Table:
     """One line an arm of a sweep: the metric, and its difference to the arm's baseline point, paired by seed.
 
@@ -32,6 +38,7 @@ def sweep_table(
       seeds: those declared.
       metric: a column of `tables.build`: a name in `tables.MEASURES`, or a path such as metrics.positions.loss.first_4.
       baseline: the name of a point that every arm has, such as "learning_rate=0.003"; "" for the arm without a sweep.
+      varied: see `tables.check_comparable`.
 
     Raises:
       TableError: an arm has no such point, or as `tables.build`.
@@ -43,7 +50,7 @@ def sweep_table(
                 f"baseline {baseline!r} of a sweep: arm {arm!r} has no {other!r}{readings.meant(other, arms)}"
             )
     rows = results.select(rows, arms, seeds)
-    plain = tables.build(rows, arms=arms, seeds=seeds, columns=(metric,))
+    plain = tables.build(rows, arms=arms, seeds=seeds, columns=(metric,), varied=varied)
     measure = tables.measure(metric)
     if measure.censored:
         raise TableError(

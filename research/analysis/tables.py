@@ -51,15 +51,9 @@ MEASURES: dict[str, Measure] = {
     ),
 }
 
-# Paths whose value must be the same in every row of a table, and in every row of a seed.
-_COMPARABLE = (
-    "study",
-    "scale",
-    "environment.attention",
-    "environment.matmul_precision",
-    "data.fingerprint",
-)
-_PAIRED = ("data.order",)
+# Paths whose value must be the same in every row of a table, and of the data, in every row of a table and of a seed.
+_COMPARABLE = ("study", "scale", "environment.attention", "environment.matmul_precision")
+_DATA, _PAIRED = ("data.fingerprint",), ("data.order",)
 _FIELDS = tuple(field.name for field in dataclasses.fields(Row))
 
 
@@ -70,6 +64,7 @@ def build(
     seeds: Sequence[int],
     columns: Sequence[str],
     baseline: str | None = None,
+    varied: bool = False,
 ) -> Table:
     """One line for each arm, in the order given; rows of other arms and seeds are left out.
 
@@ -77,7 +72,8 @@ def build(
     width of the 95 % t interval over seeds, or one number where the seeds agree or there is one
     seed. With a baseline, `loss` is followed by its difference to the baseline, paired by seed and
     marked where it is significant after Holm's correction over all differences that the table
-    declares, run or not. Losses of different objectives do not compare: they stand in tables of their own.
+    declares, run or not. Losses of different objectives do not compare: they stand in tables of their own. `varied`:
+    see `check_comparable`.
 
     Raises TableError for an unknown column or baseline, a row without a column's value, a value
     that is no number, and rows that do not compare; results.ResultError for two rows of one arm
@@ -89,7 +85,7 @@ def build(
             f"baseline {baseline!r}: expected one of the arms {list(arms)}; change the study's comparisons"
         )
     rows = results.select(rows, arms, seeds)
-    check_comparable(rows)
+    check_comparable(rows, varied=varied)
     by_arm = {arm: [row for row in rows if row.arm == arm] for arm in arms}
 
     differences = baseline is not None and "loss" in columns
@@ -116,7 +112,7 @@ def build(
                 found = values(by_arm[arm], rows, measures[head.name])
                 cells.append(_cell(measures[head.name], found, rows=len(by_arm[arm])))
         lines.append(Line(arm=arm, found=len(by_arm[arm]), declared=len(seeds), cells=tuple(cells)))
-    notes = [_provenance(rows, seeds), *_stale(rows)]
+    notes = [_provenance(rows, seeds, varied), *_stale(rows)]
     if differences:
         notes.append(_of_differences(list(compared.values())))
     if any(line.found == 1 for line in lines):
@@ -124,12 +120,15 @@ def build(
     return Table(columns=tuple(heads), lines=tuple(lines), notes=tuple(notes))
 
 
-def check_comparable(rows: Sequence[Row]) -> None:
+def check_comparable(rows: Sequence[Row], *, varied: bool = False) -> None:
     """TableError where rows that are to be compared differ in what must be the same: data and precision in all of
     them, the order of data in those of a seed, and all but the seed in those of an arm.
+
+    `varied`: what arms are trained on differs on purpose; what compares is then measured of text that an evaluation
+    names, not of a run's own.
     """
-    _check_same(rows, _COMPARABLE, "a table")
-    for seed in sorted({row.seed for row in rows}):
+    _check_same(rows, _COMPARABLE if varied else _COMPARABLE + _DATA, "a table")
+    for seed in sorted({row.seed for row in rows} if not varied else ()):
         _check_same([row for row in rows if row.seed == seed], _PAIRED, "a seed")
     firsts: dict[str, Row] = {}
     for row in rows:
@@ -293,9 +292,10 @@ def _stale(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def _provenance(rows: Sequence[Row], seeds: Sequence[int]) -> str:
+def _provenance(rows: Sequence[Row], seeds: Sequence[int], varied: bool) -> str:
     scale = rows[0].scale if rows else "unknown (no rows yet)"
     data = str(_value(rows[0], "data.fingerprint"))[:12] if rows else "unknown"
+    data = "of each arm" if varied else data
     return f"Scale {scale}; {counted(len(seeds), 'seed')}; data {data}; intervals are 95 % t intervals over seeds."
 
 

@@ -36,7 +36,7 @@ from research.analysis.decisions import (
 )
 from research.analysis.results import Row
 
-MOST_TESTS = 6  # of a study, beside its negative controls
+MOST_TESTS = 14  # of a study, beside its negative controls
 CAVEAT = ", but a negative control was rejected"
 Rows = Mapping[str, Sequence[Row]]  # by arm
 Outcome = Measured | Undecidable
@@ -101,6 +101,7 @@ def judge(
     arms: Collection[str],
     seeds: Sequence[int],
     fewer: Mapping[str, Sequence[int]] | None = None,
+    varied: bool = False,
 ) -> tuple[Finding, ...]:
     """The sub-claims of a study with their verdicts.
 
@@ -108,6 +109,7 @@ def judge(
       rows: of the study at this scale, whatever arm and seed they are of.
       arms, seeds: those that the study declares at this scale.
       fewer: by arm, the seeds of those that run not all of them.
+      varied: whether arms are trained on different data; see `tables.check_comparable`.
 
     Raises:
       ClaimError: an arm that the study lacks, a metric that is a series, an id twice or more than MOST_TESTS tests.
@@ -122,12 +124,16 @@ def judge(
     families = _families([*present.values(), *(value for row in stored for value in row.rules.values())])
     level = ALPHA / max(1, len(families["difference"]))
 
-    blocked = {one.id: _blocked(one, present[one.id], stored, by_arm, run[one.id], own) for one in subclaims}
+    blocked = {
+        one.id: _blocked(one, present[one.id], stored, by_arm, run[one.id], own)
+        or _differing([row for arm in dict(one.deciding()) for row in by_arm[arm]], varied)
+        for one in subclaims
+    }
     rules: dict[str, Outcome] = {
         key_of(one.rule): _measured(one.rule, by_arm, level) for one in subclaims if blocked[one.id] is None
     }
     controls: dict[str, Outcome] = {
-        key_of_control(control): _control(control, by_arm, level)
+        key_of_control(control): _control(control, by_arm, level, varied)
         for one in subclaims
         for control in one.controls
         if not _missing(_values(control, by_arm), by_arm, run[one.id])
@@ -141,13 +147,20 @@ def judge(
             by_arm,
             (*_rejections(one, controls, p), *_dirty(one, by_arm)),
             run[one.id],
+            varied,
         )
         for one in subclaims
     )
 
 
 def _finding(
-    blank: Finding, outcome: Outcome, p: P, rows: Rows, stamps: tuple[Stamp, ...], seeds: Sequence[int]
+    blank: Finding,
+    outcome: Outcome,
+    p: P,
+    rows: Rows,
+    stamps: tuple[Stamp, ...],
+    seeds: Sequence[int],
+    varied: bool,
 ) -> Finding:
     """The finding with the verdict that follows from what its rule measured, or why that says nothing."""
     subclaim, key = blank.subclaim, key_of(blank.subclaim.rule)
@@ -166,7 +179,7 @@ def _finding(
         found=outcome,
         p=corrected.get(decision.by),
         by=decision.by,
-        stamps=(*stamps, *_sizes(subclaim, outcome.effect.mean, rows, seeds)),
+        stamps=(*stamps, *_sizes(subclaim, outcome.effect.mean, rows, seeds, varied)),
     )
 
 
@@ -226,13 +239,13 @@ def _blocked(
         values |= _values(rule, rows)
     if missing := _missing(values, rows, seeds):
         return Undecidable(Verdict.NOT_RUN, "; ".join(missing))
-    return _differing(involved)
+    return None
 
 
-def _differing(rows: Sequence[Row]) -> Undecidable | None:
+def _differing(rows: Sequence[Row], varied: bool) -> Undecidable | None:
     """Why numbers of these rows do not compare, or None where they do."""
     try:
-        tables.check_comparable(rows)
+        tables.check_comparable(rows, varied=varied)
     except tables.TableError as error:
         return Undecidable(Verdict.INCONCLUSIVE, f"rows do not compare: {error}")
     return None
@@ -289,9 +302,9 @@ def _measured(rule: Rule, rows: Rows, level: float) -> Outcome:
         return found
 
 
-def _control(control: PairedTest, rows: Rows, level: float) -> Outcome:
+def _control(control: PairedTest, rows: Rows, level: float, varied: bool) -> Outcome:
     own = [row for arm in dict(control.reads()) for row in rows[arm]]
-    return _differing(own) or _measured(control, rows, level)
+    return _differing(own, varied) or _measured(control, rows, level)
 
 
 def _corrected(
@@ -328,7 +341,9 @@ def _rejections(subclaim: SubClaim, controls: Mapping[str, Outcome], p: P) -> tu
     return tuple(stamps)
 
 
-def _sizes(subclaim: SubClaim, effect: float, rows: Rows, seeds: Sequence[int]) -> tuple[Stamp, ...]:
+def _sizes(
+    subclaim: SubClaim, effect: float, rows: Rows, seeds: Sequence[int], varied: bool
+) -> tuple[Stamp, ...]:
     """Whether the difference has the sign of the effect at all sizes."""
     if not subclaim.sizes:
         return ()
@@ -336,7 +351,7 @@ def _sizes(subclaim: SubClaim, effect: float, rows: Rows, seeds: Sequence[int]) 
     values = _numbers(readings, rows)
     if missing := _missing(values, rows, seeds):
         text = f"trend with size is missing: {'; '.join(missing)}"
-    elif differing := _differing([row for arm in dict(readings) for row in rows[arm]]):
+    elif differing := _differing([row for arm in dict(readings) for row in rows[arm]], varied):
         text = f"trend with size unknown: {differing.reason}"
     else:
         means = [statistics.paired_difference(*size.sides(values)).mean for size in subclaim.sizes]

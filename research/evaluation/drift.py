@@ -43,10 +43,11 @@ class Drift:
         check_names("Drift", self.corpora)
 
     def __call__(self, trained: Trained) -> Scores:
-        """Numbers of four kinds.
+        """Numbers of five kinds.
 
         - `kl`: KL(base || run) on the run's own held-out text, in nats per target: what forgetting is said to follow
           (Shenfeld et al. 2025, "RL's Razor").
+        - `divergence`: by corpus, the same on its held-out text.
         - `forgotten`: by corpus, the loss now less the loss before, in nats per target (`forgetting.delta_nll`).
         - `lost`, `gained`: by corpus, the share of all targets whose likeliest token was the right one before and is
           not now, and the other way round.
@@ -72,15 +73,17 @@ class Drift:
             )
         base, now = trained.base(), trained.params
         objective = self.objective or trained.text.data.scored(trained.text.data.parts[0])
-        forgotten, lost, gained = {}, {}, {}
+        apart, forgotten, lost, gained = {}, {}, {}, {}
         for name, corpus in self.corpora:
             batches = trained.place(trained.text.of(corpus, objective).held_out(self.split))
             before, after = (trained.trainer.evaluate(params, batches) for params in (base, now))
+            apart[name] = divergence(trained.trainer, base, now, batches)
             forgotten[name] = delta_nll(before, after)
             lost[name], gained[name] = flips(trained.trainer, base, now, batches)
         own = trained.place(trained.text.held_out(self.split))
         return {
             "kl": divergence(trained.trainer, base, now, own),
+            "divergence": apart,
             "forgotten": forgotten,
             "lost": lost,
             "gained": gained,
