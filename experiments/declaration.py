@@ -10,6 +10,7 @@ from experiments.sweeps import Sweep
 from research.analysis import tables
 from research.analysis.claims import SubClaim
 from research.analysis.figures import Spec
+from research.analysis.frontiers import Shifts
 from research.evaluation.trained import Evaluation
 
 # What is measured of a run's own held-out data.
@@ -66,6 +67,7 @@ class Table:
       learning_rates: by scale and arm, what was chosen.
       claims: sub-claims that the study decides, by rules that are written before it runs.
       figures: what is drawn of its rows.
+      shifts: what of the arms is classified beside a frontier; see `research.analysis.frontiers`.
       tasks: numbers that are summed up in one more table, by path, and which is better; see
         `research.analysis.aggregate`.
     """
@@ -90,6 +92,7 @@ class Table:
     learning_rates: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     claims: tuple[SubClaim, ...] = ()
     figures: tuple[Spec, ...] = ()
+    shifts: tuple[Shifts, ...] = ()
     tasks: dict[str, Literal["higher", "lower"]] = dataclasses.field(default_factory=dict)
 
 
@@ -106,9 +109,10 @@ def declared(name: str) -> Table:
 
 
 def check_once(name: str, table: Table) -> None:
-    """ConfigError where an arm, a seed, a column or a figure is declared twice."""
+    """ConfigError where an arm, a seed, a column, a table or a figure is declared twice."""
     declared: dict[str, Sequence[Any]] = {"Table.arms": table.arms, "Table.columns": table.columns}
     declared |= {f"Table.seeds of scale {scale}": seeds for scale, seeds in table.seeds.items()}
+    declared |= {"Table.shifts": [spec.name for spec in table.shifts]}
     declared |= {"Table.figures": [figure.name for figure in table.figures]}
     for field, values in declared.items():
         if twice := [value for value, count in collections.Counter(values).items() if count > 1]:
@@ -121,6 +125,7 @@ def check_measures(name: str, table: Table) -> None:
     """
     declared: dict[str, Iterable[str]] = {"Table.columns": table.columns, "Table.tasks": table.tasks}
     declared |= {f"Table.shown[{together!r}]": names for together, names in table.shown.items()}
+    declared |= {f"Table.shifts {spec.name!r}": (spec.learned, spec.forgotten) for spec in table.shifts}
     for spec in table.figures:
         paths = [getattr(spec, name) for name in ("metric", "x", "y") if hasattr(spec, name)]
         paths += [task.metric for task in getattr(spec, "columns", ())]

@@ -105,6 +105,11 @@ class Study:
         return self.seeds[: self.table.fewer.get(group, {}).get(self.scale)]
 
     @property
+    def known_seeds(self) -> dict[str, tuple[int, ...]]:
+        """The seeds of every arm."""
+        return {arm: self.seeds_of(arm) for arms in self.groups.values() for arm in arms}
+
+    @property
     def fewer(self) -> dict[str, tuple[int, ...]]:
         """The seeds of the arms that run not all of them."""
         arms = (arm for arms in self.groups.values() for arm in arms)

@@ -50,7 +50,9 @@ def render(planned: Study, results_dir: Path | str) -> dict[str, tables.Table]:
 
 
 def built(planned: Study, rows: Sequence[Row]) -> dict[str, tables.Table]:
-    """A table for each comparison that runs at the scale, by name: the first is the study's; see `tables.build`."""
+    """A table for each comparison that runs at the scale, by name: the first is the study's; see `tables.build`. And
+    those of arms beside a frontier, where all these run.
+    """
     found: dict[str, tables.Table] = {}
     for together, arms in planned.comparisons.items():
         seeds, own = planned.seeds_of(arms[0]), [row for row in rows if row.arm in arms]
@@ -63,6 +65,10 @@ def built(planned: Study, rows: Sequence[Row]) -> dict[str, tables.Table]:
                 baseline=planned.baselines[together],
                 varied=planned.table.varied,
             )
+    known = planned.known_seeds
+    for spec in planned.table.shifts:
+        if all(known.get(arm, ("unknown",)) for arm in (*spec.frontier, *spec.arms)):
+            found[f"table_{slug(spec.name)}"] = spec.table(rows, known, varied=planned.table.varied)
     return found
 
 
@@ -134,7 +140,7 @@ def figured(
     """The figures whose arms all run at the scale and of which some has a row, each with all arms of the study and the
     seeds of each.
     """
-    seeds = {arm: planned.seeds_of(arm) for arms in planned.groups.values() for arm in arms}
+    seeds = planned.known_seeds
     run = {row.arm for row in rows}
     for spec in planned.table.figures:
         shown = [arm for arm in spec.arms or seeds if arm in seeds]

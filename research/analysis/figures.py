@@ -147,6 +147,26 @@ class Frontier(Lines):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Explained(Frontier):
+    """A `Frontier` with the share of the variance of y over arms that a straight line of x explains, R^2, seed by seed
+    over those that have all arms; as the rule of that name has it.
+    """
+
+    def _content(self, cells: Cells, arms: Sequence[str]) -> Content:
+        content = super()._content(cells, arms)
+        marks = [mark for line in content.lines for mark in line.marks]
+        common = sorted(set.intersection(*(set(mark.seeds) for mark in marks))) if len(marks) > 2 else []
+        if not common:
+            return content
+        points = np.array([[mark.seeds[seed] for mark in marks] for seed in common])  # [seed arm 2]
+        shares = mean_interval(np.corrcoef(seed[:, 0], seed[:, 1])[0, 1] ** 2 for seed in points)
+        said = (
+            f"A straight line explains R^2 = {marking.text(shares)} of the variance over {len(marks)} points."
+        )
+        return dataclasses.replace(content, missing=(said, *content.missing))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Scaling(Frontier):
     """A measure against size, both logarithmic, with a power law y = a x^b for every line of three sizes or more.
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from research.analysis import statistics
+from research.analysis import frontiers, statistics
 from research.analysis.decisions import (
     ALPHA,
     ClaimError,
@@ -268,19 +268,20 @@ class Matched(PairedTest):
         found = {}
         for seed in sorted(common):
             points = sorted((values[arm, self.at][seed], values[arm, self.metric][seed]) for arm in arms)
-            places, heights = zip(*points, strict=True)
-            if len(set(places)) < len(places):
+            try:
+                height = frontiers.interpolated(points, at[seed])
+            except ValueError as error:
                 raise Undecidable(
                     Verdict.INCONCLUSIVE,
                     f"not comparable: at seed {seed} two of {', '.join(arms)} measured the same {self.at}",
-                )
-            if not places[0] <= at[seed] <= places[-1]:
+                ) from error
+            if height is None:
                 raise Undecidable(
                     Verdict.INCONCLUSIVE,
-                    f"not comparable: at seed {seed} {', '.join(arms)} measured {self.at} from {places[0]:.4g} to "
-                    f"{places[-1]:.4g}, expected a range that holds {at[seed]:.4g}",
+                    f"not comparable: at seed {seed} {', '.join(arms)} measured {self.at} from {points[0][0]:.4g} to "
+                    f"{points[-1][0]:.4g}, expected a range that holds {at[seed]:.4g}",
                 )
-            found[seed] = float(np.interp(at[seed], places, heights))
+            found[seed] = height
         return found
 
 

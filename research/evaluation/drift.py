@@ -4,12 +4,12 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from research.batch import Batch
 from research.data.corpora import StateOfTheUnion
@@ -19,7 +19,6 @@ from research.evaluation.forgetting import check_names, delta_nll
 from research.evaluation.trained import Scores, Trained
 from research.models.families import Encoder
 from research.models.paths import layers, named
-from research.training.losses import token_divergence
 from research.training.remedies import log_probabilities
 from research.training.step import Trainer
 
@@ -73,72 +72,79 @@ class Drift:
             )
         base, now = trained.base(), trained.params
         objective = self.objective or trained.text.data.scored(trained.text.data.parts[0])
-        apart, forgotten, lost, gained = {}, {}, {}, {}
-        for name, corpus in self.corpora:
-            batches = trained.place(trained.text.of(corpus, objective).held_out(self.split))
-            before, after = (trained.trainer.evaluate(params, batches) for params in (base, now))
-            apart[name] = divergence(trained.trainer, base, now, batches)
-            forgotten[name] = delta_nll(before, after)
-            lost[name], gained[name] = flips(trained.trainer, base, now, batches)
-        own = trained.place(trained.text.held_out(self.split))
+        beside = {
+            name: compared(
+                trained.trainer,
+                base,
+                now,
+                trained.place(trained.text.of(corpus, objective).held_out(self.split)),
+            )
+            for name, corpus in self.corpora
+        }
+        own = compared(trained.trainer, base, now, trained.place(trained.text.held_out(self.split)))
         return {
-            "kl": divergence(trained.trainer, base, now, own),
-            "divergence": apart,
-            "forgotten": forgotten,
-            "lost": lost,
-            "gained": gained,
+            "kl": own.divergence,
+            "divergence": {name: found.divergence for name, found in beside.items()},
+            "forgotten": {name: delta_nll(found.before, found.after) for name, found in beside.items()},
+            "lost": {name: found.lost for name, found in beside.items()},
+            "gained": {name: found.gained for name, found in beside.items()},
             "layers": moved(base, now),
         }
 
 
-def divergence(trainer: Trainer, base: Any, params: Any, batches: Iterable[Batch]) -> float:
-    """KL(base || params) over all targets of the batches, in nats per target. ValueError: there is none."""
-    total = targets = 0.0
-    for batch in batches:
-        sums = _divergence(trainer, base, params, batch)
-        total, targets = total + float(sums[0]), targets + float(sums[1])
-    return total / _some(targets)
+class Compared(NamedTuple):
+    """Two sets of parameters beside each other, over all targets of some text.
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def _divergence(trainer: Trainer, base: Any, params: Any, batch: Batch) -> tuple[Array, Array]:
-    then, now = trainer.model(base), trainer.model(params)
-    hidden, weights = (then.apply(batch).hidden, now.apply(batch).hidden), jnp.asarray(batch.weights)
-    total = token_divergence(log_probabilities(then), log_probabilities(now), *hidden, weights)
-    return total, jnp.sum(weights)
-
-
-def flips(trainer: Trainer, base: Any, params: Any, batches: Iterable[Batch]) -> tuple[float, float]:
-    """Of all targets, the share that the base has right and `params` has not, and the other way round. ValueError:
-    there is no target.
+    Attributes:
+      divergence: KL(base || now), in nats per target.
+      before, after: the loss, in nats per target.
+      lost, gained: the share of targets whose likeliest token was right before and is not now, and the other way round.
     """
-    lost = gained = targets = 0
+
+    divergence: float
+    before: float
+    after: float
+    lost: float
+    gained: float
+
+
+def compared(trainer: Trainer, base: Any, params: Any, batches: Iterable[Batch]) -> Compared:
+    """`params` beside `base`. ValueError: no batch has a target."""
+    sums = np.zeros(7)
     for batch in batches:
-        counts = [int(count) for count in _flips(trainer, base, params, batch)]
-        lost, gained, targets = lost + counts[0], gained + counts[1], targets + counts[2]
-    return lost / _some(targets), gained / targets
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _flips(trainer: Trainer, base: Any, params: Any, batch: Batch) -> tuple[Array, Array, Array]:
-    """How many targets are lost, how many gained, and how many there are."""
-
-    def right(params: Any) -> Bool[Array, "b t"]:
-        model = trainer.model(params)
-        # Row by row, since [b t v] is large.
-        rows = jax.lax.map(
-            lambda row: jnp.argmax(model.outputs.logits(row), axis=-1), model.apply(batch).hidden
-        )
-        return rows == jnp.asarray(batch.labels)
-
-    before, after, real = right(base), right(params), jnp.asarray(batch.weights) > 0
-    return jnp.sum(before & ~after & real), jnp.sum(after & ~before & real), jnp.sum(real)
-
-
-def _some(targets: int | float) -> int | float:
+        sums += np.asarray(jax.device_get(_compared(trainer, base, params, batch)), np.float64)
+    *weighted, weight, lost, gained, targets = sums
     if not targets:
         raise ValueError("Drift: no batch has a target, so there is nothing to compare")
-    return targets
+    return Compared(*(total / weight for total in weighted), lost / targets, gained / targets)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compared(trainer: Trainer, base: Any, params: Any, batch: Batch) -> tuple[Array, ...]:
+    """Sums over a batch, in which each model reads it once: of divergence, both losses and weights; and how many
+    targets are lost, gained and there.
+    """
+    models = [trainer.model(base), trainer.model(params)]
+    hidden = [model.apply(batch).hidden for model in models]
+    labels, weights = jnp.asarray(batch.labels), jnp.asarray(batch.weights)
+
+    def row(states: tuple[Array, Array], wanted: Array, weight: Array) -> tuple[Array, ...]:
+        """Of one row, since [b t v] is large."""
+        then, now = (log_probabilities(model)(state) for model, state in zip(models, states, strict=True))
+        apart = jnp.sum(jnp.exp(then) * (then - now), -1)
+        losses = [-jnp.take_along_axis(scores, wanted[:, None], -1)[:, 0] for scores in (then, now)]
+        right = [jnp.argmax(scores, -1) == wanted for scores in (then, now)]
+        real = weight > 0
+        return (
+            *(jnp.sum(weight * each) for each in (apart, *losses)),
+            jnp.sum(weight),
+            jnp.sum(right[0] & ~right[1] & real),
+            jnp.sum(right[1] & ~right[0] & real),
+            jnp.sum(real),
+        )
+
+    parts = jax.lax.map(lambda each: row(*each), (tuple(hidden), labels, weights))
+    return tuple(jnp.sum(part) for part in parts)
 
 
 def moved(base: Any, params: Any) -> Mapping[str, float]:

@@ -11,7 +11,7 @@ from random_words import Words
 from research.data.layouts import Concatenate
 from research.data.objectives import CausalLM
 from research.data.pipeline import Data
-from research.evaluation.drift import Drift, divergence, flips, moved
+from research.evaluation.drift import Drift, compared, moved
 from research.evaluation.trained import Trained
 from research.models.config import BlockSpec, StackConfig
 from research.models.families import DecoderConfig, EncoderConfig, EncoderDecoderConfig
@@ -53,8 +53,11 @@ def test_the_divergence_is_the_mean_over_all_targets(text, models):
         each.append(np.sum(np.exp(then) * (then - after), -1))
         weights.append(batch.weights)
     expected = np.average(np.concatenate(each), weights=np.concatenate(weights))
-    assert divergence(trainer, base, now, batches) == pytest.approx(expected, rel=1e-5)
-    assert divergence(trainer, base, base, batches) == pytest.approx(0, abs=1e-6)
+    found = compared(trainer, base, now, batches)
+    assert found.divergence == pytest.approx(expected, rel=1e-5)
+    assert found.before == pytest.approx(trainer.evaluate(base, batches), rel=1e-5)
+    assert found.after == pytest.approx(trainer.evaluate(now, batches), rel=1e-5)
+    assert compared(trainer, base, base, batches).divergence == pytest.approx(0, abs=1e-6)
 
 
 def test_tokens_are_lost_and_gained_where_the_likeliest_one_was_or_has_become_right(text, models):
@@ -66,10 +69,10 @@ def test_tokens_are_lost_and_gained_where_the_likeliest_one_was_or_has_become_ri
     ]
     real = np.concatenate([batch.weights > 0 for batch in batches])
     before, after = (np.concatenate(side)[real] for side in right)
-    lost, gained = flips(trainer, base, now, batches)
-    assert lost == pytest.approx(np.mean(before & ~after))
-    assert gained == pytest.approx(np.mean(after & ~before))
-    assert flips(trainer, base, base, batches) == (0, 0)
+    found = compared(trainer, base, now, batches)
+    assert found.lost == pytest.approx(np.mean(before & ~after))
+    assert found.gained == pytest.approx(np.mean(after & ~before))
+    assert compared(trainer, base, base, batches)[-2:] == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -115,11 +118,13 @@ def test_a_run_is_measured_beside_what_it_began_with(text, models):
     trained = Trained(trainer=trainer, params=now, text=text, seed=0, base=lambda: base)
     earlier = Words(seed=1)
     found = Drift(corpora=(("earlier", earlier), ("own", Words())))(trained)
-    assert found["kl"] == divergence(trainer, base, now, text.held_out("test"))
+    assert found["kl"] == compared(trainer, base, now, text.held_out("test")).divergence
     assert found["layers"] == moved(base, now)
     for name, words in (("earlier", text.of(earlier)), ("own", text)):
-        lost, gained = flips(trainer, base, now, words.held_out("test"))
-        assert (found["lost"][name], found["gained"][name]) == (lost, gained)
+        beside = compared(trainer, base, now, words.held_out("test"))
+        assert found["divergence"][name] == beside.divergence
+        assert found["forgotten"][name] == beside.after - beside.before
+        assert (found["lost"][name], found["gained"][name]) == beside[-2:]
 
 
 def test_what_it_cannot_measure_is_one_line(text, models):
@@ -130,7 +135,7 @@ def test_what_it_cannot_measure_is_one_line(text, models):
         with pytest.raises(ValueError, match="Drift.corpora has the names .* all different and without dots"):
             Drift(corpora=corpora)
     with pytest.raises(ValueError, match="no batch has a target"):
-        divergence(trainer, base, now, [])
+        compared(trainer, base, now, [])
     classes = Trainer(
         EncoderConfig(stack=STACK, classes=2),
         vocab=text.tokenizer.vocab_size,
