@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from experiments import configs
+from experiments.sequences import Tasks
 from experiments.sweeps import Sweep
 from research.analysis import tables
 from research.analysis.claims import SubClaim
@@ -48,6 +49,7 @@ class Table:
       seeds: by scale.
       fewer: by group and scale, how many of them its arms run, where not all; 0: the group has none of that scale.
       columns: measures of a table; see `research.analysis.tables.MEASURES`. Any number of a row is one by its path.
+        Those of an evaluation that a comparison has not are left out of its table.
       shown: by comparison, more columns of its table.
       compared: the arms that are compared with each other, by a name for them: the first is the baseline. Each
         comparison has a table, the first that of the study; all its arms have as many seeds.
@@ -68,6 +70,7 @@ class Table:
       claims: sub-claims that the study decides, by rules that are written before it runs.
       figures: what is drawn of its rows.
       shifts: what of the arms is classified beside a frontier; see `research.analysis.frontiers`.
+      sequences: tasks that are learned one after another; see `experiments.sequences`.
       tasks: numbers that are summed up in one more table, by path, and which is better; see
         `research.analysis.aggregate`.
     """
@@ -93,6 +96,7 @@ class Table:
     claims: tuple[SubClaim, ...] = ()
     figures: tuple[Spec, ...] = ()
     shifts: tuple[Shifts, ...] = ()
+    sequences: tuple[Tasks, ...] = ()
     tasks: dict[str, Literal["higher", "lower"]] = dataclasses.field(default_factory=dict)
 
 
@@ -112,7 +116,8 @@ def check_once(name: str, table: Table) -> None:
     """ConfigError where an arm, a seed, a column, a table or a figure is declared twice."""
     declared: dict[str, Sequence[Any]] = {"Table.arms": table.arms, "Table.columns": table.columns}
     declared |= {f"Table.seeds of scale {scale}": seeds for scale, seeds in table.seeds.items()}
-    declared |= {"Table.shifts": [spec.name for spec in table.shifts]}
+    named = [spec.name for spec in (*table.shifts, *table.sequences)]
+    declared |= {"Table.shifts and Table.sequences": named}
     declared |= {"Table.figures": [figure.name for figure in table.figures]}
     for field, values in declared.items():
         if twice := [value for value, count in collections.Counter(values).items() if count > 1]:
@@ -126,6 +131,7 @@ def check_measures(name: str, table: Table) -> None:
     declared: dict[str, Iterable[str]] = {"Table.columns": table.columns, "Table.tasks": table.tasks}
     declared |= {f"Table.shown[{together!r}]": names for together, names in table.shown.items()}
     declared |= {f"Table.shifts {spec.name!r}": (spec.learned, spec.forgotten) for spec in table.shifts}
+    declared |= {f"Table.sequences {spec.name!r}": spec.losses for spec in table.sequences}
     for spec in table.figures:
         paths = [getattr(spec, name) for name in ("metric", "x", "y") if hasattr(spec, name)]
         paths += [task.metric for task in getattr(spec, "columns", ())]

@@ -10,7 +10,7 @@ from experiments.declaration import Table as Table
 from experiments.declaration import Tuning as Tuning
 from experiments.declaration import declared as declared
 from experiments.sweeps import Point, Sweep, Values
-from research.analysis import claims, matching
+from research.analysis import claims, matching, tables
 from research.analysis.budget import Budget
 from research.evaluation.trained import Evaluation
 
@@ -130,8 +130,12 @@ class Study:
         }
 
     def columns(self, together: str) -> tuple[str, ...]:
-        """The columns of a comparison's table."""
-        return (*self.table.columns, *self.table.shown.get(together, ()))
+        """The columns of a comparison's table, without those of evaluations that its arms do not get."""
+        lacking = self.table.evaluations.keys() - set(
+            self.table.measured.get(together, self.table.evaluations)
+        )
+        common = (name for name in self.table.columns if not _is_of(name, lacking))
+        return (*common, *self.table.shown.get(together, ()))
 
     def matches(self, arm: str) -> str | None:
         """What the arm costs as much of as its baseline, or None."""
@@ -222,6 +226,11 @@ def _matched(
 
     high = 1 if knob is None else 2**20
     return matching.turned_to(turned, binding, by=by, target=target, cost=cost, high=high, multiple=multiple)
+
+
+def _is_of(column: str, evaluations: Iterable[str]) -> bool:
+    """Whether a column is a number of one of these evaluations."""
+    return any(tables.measure(column).path.startswith(f"metrics.{name}.") for name in evaluations)
 
 
 def load(name: str, scale: str) -> Study:

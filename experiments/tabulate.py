@@ -69,6 +69,10 @@ def built(planned: Study, rows: Sequence[Row]) -> dict[str, tables.Table]:
     for spec in planned.table.shifts:
         if all(known.get(arm, ("unknown",)) for arm in (*spec.frontier, *spec.arms)):
             found[f"table_{slug(spec.name)}"] = spec.table(rows, known, varied=planned.table.varied)
+    run = {row.arm for row in rows}
+    for spec in planned.table.sequences:
+        if all(known.get(arm, ("unknown",)) for arm in spec.arms) and run.intersection(spec.arms):
+            found[f"table_{slug(spec.name)}"] = spec.table(rows, known)
     return found
 
 

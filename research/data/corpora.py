@@ -262,6 +262,36 @@ class Joined:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Consecutive documents of a corpus, in the order of their names: of dated ones, a slice of time.
+
+    Attributes:
+        corpus: the whole.
+        part: which, from 0.
+        of: how many there are, of about equal sizes: characters of documents, numbers of records.
+    """
+
+    corpus: Corpus
+    part: int
+    of: int
+
+    def __post_init__(self):
+        if not 0 <= self.part < self.of:
+            raise ValueError(f"Slice: part = {self.part} of {self.of}; expected 0 <= part < of")
+
+    def documents(self, data_dir: str | Path | None = None) -> tuple[Item, ...]:
+        """Those whose middle lies in the part."""
+        documents = self.corpus.documents(data_dir)
+        sizes = [len(item.text) if isinstance(item, Document) else 1 for item in documents]
+        total, before, found = sum(sizes), 0, []
+        for item, size in zip(documents, sizes, strict=True):
+            if (2 * before + size) * self.of // (2 * total) == self.part:
+                found.append(item)
+            before += size
+        return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StandardLibrary:
     """The running Python's standard library source without its tests, one document a module.
 

@@ -302,7 +302,7 @@ class Dataset:
         )
         return few
 
-    def of(self, corpus: Corpus, objective: Objective | None = None) -> "Dataset":
+    def of(self, corpus: Corpus | Synthetic, objective: Objective | None = None) -> "Dataset":
         """Another corpus in the same windows, layout, tokenizer and shares of splits, as it is: without transforms,
         noise or weights.
 

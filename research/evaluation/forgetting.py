@@ -17,6 +17,7 @@ from research.data.corpora import Factbook, StateOfTheUnion
 from research.data.documents import Corpus
 from research.data.objectives import Objective
 from research.data.pipeline import Dataset
+from research.data.windows import Synthetic
 from research.evaluation.likelihood import held_out
 from research.evaluation.trained import Scores, Trained
 from research.models.families import Encoder
@@ -118,13 +119,13 @@ class Retention:
     all with the same shares do.
 
     Attributes:
-      corpora: a name without dots, and a corpus, of each.
+      corpora: a name without dots, and a corpus or a synthetic task, of each.
       objective: what its windows become; None: as the run's held-out ones. A run on records needs another for free
         text.
       split: which.
     """
 
-    corpora: tuple[tuple[str, Corpus], ...] = (
+    corpora: tuple[tuple[str, Corpus | Synthetic], ...] = (
         ("general", StateOfTheUnion()),
         ("encyclopedic", Factbook()),
     )
@@ -160,7 +161,7 @@ class Retention:
                 scores.setdefault(measure, {})[name] = value
         return scores
 
-    def _text(self, own: Dataset, name: str, corpus: Corpus) -> Dataset:
+    def _text(self, own: Dataset, name: str, corpus: Corpus | Synthetic) -> Dataset:
         """The corpus as the run's data set would have it."""
         try:
             return own.of(corpus, self.objective or own.data.scored(own.data.parts[0]))
@@ -170,7 +171,7 @@ class Retention:
             ) from error
 
 
-def check_names(owner: str, corpora: tuple[tuple[str, Corpus], ...]) -> None:
+def check_names(owner: str, corpora: tuple[tuple[str, Corpus | Synthetic], ...]) -> None:
     """ValueError where corpora have no names that a path in a row can tell apart."""
     names = [name for name, _ in corpora]
     if not names or len(set(names)) < len(names) or any("." in name or not name for name in names):

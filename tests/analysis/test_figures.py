@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from experiments import configs
 from research.analysis import drawing, figures, tables
-from research.analysis.figures import Curves, FigureError, Frontier, HeatMap, Response, Scaling
+from research.analysis.figures import Curves, Explained, FigureError, Frontier, HeatMap, Response, Scaling
 from research.analysis.results import ResultError, Row
 from research.analysis.statistics import mean_interval
 
@@ -129,6 +129,20 @@ def test_arms_are_joined_in_the_order_of_their_line():
     assert lines(figure)["strength: encoder, causal"] == [[4, 3], [2, 5]]
     assert lines(figure)["_strength: encoder, causal: first"] == [[4, 3]]
     assert "The first arm of a line is hollow." in note(figure)
+
+
+def test_a_figure_says_how_much_of_the_variance_a_line_explains():
+    spec = Explained(name="e", title="t", x="metrics.loss", y="metrics.kept")
+    assert "A straight line explains R^2 = 1" in note(spec.draw(rows(), ARMS))
+    bent = [
+        dataclasses.replace(one, metrics=one.metrics | {"kept": (0.0, 1.0, 0.5)[ARMS.index(one.arm)]})
+        for one in rows()
+    ]
+    said = note(spec.draw(bent, ARMS))
+    assert "explains R^2 = 0.25" in said
+    assert "of the variance over 3 points" in said
+    assert "explains" in figures.alt(spec, bent, ARMS)
+    assert "explains" not in note(spec.draw(rows(arms=ARMS[:2]), ARMS))
 
 
 def test_a_line_through_arms_that_trained_longer_has_intervals_both_ways_on_a_logarithmic_axis():

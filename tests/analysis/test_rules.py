@@ -11,6 +11,8 @@ from research.analysis.rules import (
     Contrast,
     Counted,
     Difference,
+    Every,
+    Explained,
     Interaction,
     Level,
     Matched,
@@ -298,6 +300,50 @@ def test_a_frontier_of_two_arms_at_one_place_is_none():
 def test_several_arms_are_matched_at_a_value_only():
     with pytest.raises(ClaimError, match="at_value"):
         matched(arms=("a", "b"))
+
+
+def every(expect, **arms):
+    """The verdict on the difference of each arm to its own baseline."""
+    values = {}
+    for arm, (mean, baseline) in arms.items():
+        values[arm, "m"] = around(mean)
+        values[f"{arm} base", "m"] = around(baseline, jitter=FLAT)
+    of = tuple(Difference(metric="m", arm=arm, baseline=f"{arm} base") for arm in arms)
+    rule = Every(of=of, expect=expect)
+    assert set(rule.reads()) == set(values)
+    return verdict(rule, values), rule.measure(values).effect.mean
+
+
+def test_every_difference_has_the_sign_or_it_is_not_supported():
+    assert every("greater", a=(2.0, 1.0), b=(1.3, 1.1)) == (Verdict.SUPPORTED, pytest.approx(0.2))
+    assert every("less", a=(1.0, 2.0), b=(1.1, 1.3)) == (Verdict.SUPPORTED, pytest.approx(-0.2))
+    assert every("greater", a=(2.0, 1.0), b=(1.1, 1.1))[0] == Verdict.REFUTED
+    assert every("greater", a=(2.0, 1.0), b=(1.0, 1.3)) == (Verdict.REFUTED, pytest.approx(-0.3))
+    with pytest.raises(ClaimError, match="Every of 1 differences"):
+        Every(of=(Difference(metric="m", arm="a", baseline="b"),), expect="less")
+
+
+def test_a_line_explains_a_share_of_the_variance_over_arms():
+    arms = tuple("abcd")
+    rule = Explained(metric="y", by="x", arms=arms, value=0.5, expect="greater")
+    values = {(arm, "x"): dict.fromkeys(SEEDS, float(place)) for place, arm in enumerate(arms)}
+    close = {
+        (arm, "y"): {seed: 3.0 * place + WIDE[seed] * place**2 for seed in SEEDS}
+        for place, arm in enumerate(arms)
+    }
+    assert verdict(rule, values | close) == Verdict.SUPPORTED
+    bent = {
+        (arm, "y"): {seed: height + 0.1 * JITTER[seed] * place for seed in SEEDS}
+        for place, (arm, height) in enumerate(zip(arms, (0.0, 1.0, 1.0, 0.0), strict=True))
+    }
+    found = rule.measure(values | bent)
+    expected = scipy.stats.linregress(range(4), [bent[arm, "y"][0] for arm in arms]).rvalue ** 2
+    assert found.effect.mean + 0.5 == pytest.approx(expected, abs=1e-3)
+    assert verdict(rule, values | bent) == Verdict.REFUTED
+    with pytest.raises(Undecidable, match="at seed 0 all arms measured the same"):
+        rule.measure(values | {(arm, "y"): dict.fromkeys(SEEDS, 1.0) for arm in arms})
+    with pytest.raises(ClaimError, match="over 3 arms: expected at least 4"):
+        Explained(metric="y", by="x", arms=arms[:3], value=0.5, expect="greater")
 
 
 def test_censored_values_are_compared_by_rank_with_the_share_that_reached():

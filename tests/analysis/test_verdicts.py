@@ -64,9 +64,9 @@ MEANS = {"base": 2.0, "base_again": 2.0, "a": 1.8, "b": 2.2, "c": 2.05}
 JITTERS = {"base_again": JITTER, "a": JITTER, "b": JITTER, "c": WIDE}
 
 
-def judged(*subclaims, rows=None, seeds=SEEDS, arms=tuple(MEANS)):
+def judged(*subclaims, rows=None, seeds=SEEDS, arms=tuple(MEANS), **options):
     rows = rows_of(subclaims, MEANS, JITTERS) if rows is None else rows
-    return judge(subclaims, rows, study="study", scale="small", arms=arms, seeds=seeds)
+    return judge(subclaims, rows, study="study", scale="small", arms=arms, seeds=seeds, **options)
 
 
 def texts(finding):
@@ -426,17 +426,30 @@ def test_stale_rows_give_no_verdict():
     )
 
 
-def test_at_most_six_tests_beside_controls_and_counts():
-    seven = [contrast(arm, margin=margin) for arm, margin in itertools.product("ab", (0.1, 0.2, 0.3))]
-    seven.append(contrast("c"))
-    claims = [subclaim(f"C1.x{index}", rule) for index, rule in enumerate(seven)]
+def test_at_most_so_many_tests_beside_controls_and_counts():
+    margins = [index / 10 for index in range(1, 8)]
+    many = [contrast(arm, margin=margin) for arm, margin in itertools.product("ab", margins)]
+    many.append(contrast("c"))
+    claims = [subclaim(f"C1.x{index}", rule) for index, rule in enumerate(many)]
     with pytest.raises(ClaimError, match=r"15 confirmatory tests \(C1.x0, .*C1.x14\), expected at most 14"):
         judged(*claims)
     control = contrast("base_again", expect="equal")
     counted = subclaim(
         "C1.counted", Counted(of=Level(metric="budget.flops", arm="a", value=0, expect="equal"))
     )
-    assert len(judged(*claims[:5], subclaim("C1.x6", seven[6], controls=(control,)), counted)) == 7
+    assert len(judged(*claims[:13], subclaim("C1.x14", many[14], controls=(control,)), counted)) == 15
+
+
+def test_arms_of_different_data_compare_where_the_study_says_so():
+    claim = subclaim()
+    rows = changed(
+        rows_of([claim], MEANS, JITTERS), {"a": SEEDS}, data={"fingerprint": "another", "order": "o"}
+    )
+    (finding,) = judged(claim, rows=rows)
+    assert finding.verdict == Verdict.INCONCLUSIVE
+    assert finding.reason.startswith("rows do not compare: data.fingerprint")
+    (finding,) = judged(claim, rows=rows, varied=True)
+    assert finding.verdict == Verdict.SUPPORTED
 
 
 @pytest.mark.parametrize(

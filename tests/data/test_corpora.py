@@ -22,6 +22,7 @@ from research.data.corpora import (
     Joined,
     Licences,
     MobyDick,
+    Slice,
     StandardLibrary,
     StateOfTheUnion,
     Wikipedia,
@@ -265,6 +266,23 @@ def test_joined_corpora_keep_texts_and_groups_under_unique_names():
     )
     with pytest.raises(ValueError, match=re.escape("Joined.parts = (): expected at least one corpus")):
         Joined(parts=())
+
+
+def test_slices_are_consecutive_of_about_equal_sizes_and_together_all():
+    """A document is where its middle lies."""
+    documents = tuple(Document(f"{i:02}", "x" * size) for i, size in enumerate((5, 1, 1, 1, 1, 1, 4, 6)))
+    slices = [Slice(corpus=Fixed(documents), part=part, of=4).documents() for part in range(4)]
+    assert sum(slices, ()) == documents
+    assert [sum(len(one.text) for one in each) for each in slices] == [5, 5, 4, 6]
+    records = tuple(Record.pair(f"{i}", "in" * i, "out") for i in range(6))
+    halves = [Slice(corpus=Fixed(records), part=part, of=2).documents() for part in range(2)]
+    assert halves == [records[:3], records[3:]]
+    assert isinstance(Slice(corpus=Fixed(records), part=0, of=1), Corpus)
+    for part in (-1, 2):
+        with pytest.raises(
+            ValueError, match=re.escape(f"Slice: part = {part} of 2; expected 0 <= part < of")
+        ):
+            Slice(corpus=Fixed(records), part=part, of=2)
 
 
 def test_text_files_are_read_exactly(tmp_path, monkeypatch):

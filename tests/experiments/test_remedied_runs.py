@@ -11,6 +11,7 @@ from tiny_models import QUIET, gin_of, planned, texts
 
 from experiments import experiment, pretrained, replays, running
 from experiments.scoring import HeldOut
+from research.data.local import TextFiles
 from research.data.pipeline import Dataset
 from research.training import loop
 from research.training.remedies import EWC, L2SP, SI
@@ -97,9 +98,13 @@ def test_a_run_goes_on_from_what_the_remedies_of_the_run_before_kept(remedied):
 def test_a_run_stops_before_it_forgets_more_than_it_may(remedied, monkeypatch):
     """And never reads the test split before it has stopped."""
     folder, one = remedied
-    earlier = one.recipe.remedies[0].corpus
+    (folder / "numbers").mkdir()
+    for i in range(24):
+        digits = (f"{i * place % 97:02}" for place in range(120))
+        (folder / "numbers" / f"{i}.txt").write_text(" ".join(digits))
+    earlier = TextFiles(pattern=f"{folder}/numbers/*.txt")
     data = dataclasses.replace(one.data, corpus=earlier)
-    base = dataclasses.replace(one, recipe=Recipe(), data=data, steps=30)
+    base = dataclasses.replace(one, recipe=Recipe(), data=data, steps=60)
     run(base, folder / "base")
     rule = ForgettingBudget(corpus=earlier, every=1, patience=100, budget=100.0)
     tuned = dataclasses.replace(

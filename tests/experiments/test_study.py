@@ -227,6 +227,10 @@ def test_claims_are_bound_and_a_cell_knows_the_rules_of_its_study(matched):
             {"columns": ("loss", "paramters")},
             "Table.columns of study tiny: column 'paramters': not a measure",
         ),
+        (
+            {"varied": True},
+            "Table.varied of study tiny, but 'loss' is of what each run is trained on",
+        ),
         ({"tasks": {"los": "lower"}}, "Table.tasks of study tiny: column 'los': not a measure"),
         ({"tasks": {"metrics.loss": "less"}}, "Table.tasks = {'metrics.loss': 'less'}: expected"),
     ],

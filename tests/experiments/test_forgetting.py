@@ -1,0 +1,39 @@
+"""The forgetting study: some of each kind that smoke leaves out train, are scored and are evaluated."""
+
+import math
+
+import pytest
+
+from experiments import cells, replays, running, study
+
+SMALL = study.load("forgetting", "small")
+# Every remedy, family, kind of text and sequence. Those that read 125,000 words (phonemes) are left out: checking all
+# shapes takes minutes.
+ARMS = [
+    *("replay_1", "l2sp", "decay", "lwf", "si", "lora", "lower", "budget", "ewc@labels=sampled"),
+    *("prefix_ewc", "encoder_decoder_replay", "encoder_decoder_tied_lora", "verses_ewc", "legal_ewc"),
+    *("generative", "mixed", "irrelevant", "time_3_ewc", "permuted_2"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_takes_three_steps_and_makes_its_evaluations(arm, tmp_path):
+    first, *_ = cells.of(SMALL, [arm], tmp_path / "results", tmp_path / "runs", None)
+    found = running.replay(first.job, None)
+    assert len(found["losses"]) == replays.STEPS
+    assert len(set(found["losses"])) == replays.STEPS  # it moves
+    assert found["scores"].keys() == SMALL.evaluations(arm).keys()
+    assert all(math.isfinite(value) for _, value in replays.numbers(found))
+
+
+def test_a_table_has_no_column_of_what_its_arms_are_not_measured_by():
+    assert SMALL.columns("base")[0] == "metrics.kept.loss.general"
+    assert SMALL.columns("permuted tasks")[0] == "parameters"
+    assert all("kept" not in column for column in SMALL.columns("permuted tasks"))
+
+
+def test_what_is_classified_beside_a_frontier_is_not_of_it():
+    for spec in SMALL.table.shifts:
+        assert not set(spec.arms) & set(spec.frontier)
+        assert {*spec.arms, *spec.frontier} <= SMALL.known_seeds.keys()
