@@ -20,7 +20,8 @@ from benchmarks.report import publish
 from experiments import experiment, machine, start, study
 from research.data.corpora import StateOfTheUnion
 from research.training.adapters import LoRA
-from research.training.remedies import EWC, L2SP, LwF
+from research.training.rehearsal import GenerativeReplay
+from research.training.remedies import EWC, L2SP, SI, LwF
 from research.training.step import Recipe
 
 FLAGS = flags.FLAGS
@@ -34,6 +35,8 @@ def planned(name: str) -> experiment.Experiment:
         "L2-SP": L2SP(strength=0.01),
         "EWC": EWC(strength=0.01, corpus=StateOfTheUnion(), examples=FLAGS.examples),
         "LwF": LwF(strength=1.0),
+        "SI": SI(strength=0.01),
+        "generative replay": GenerativeReplay(strength=0.1),
     }
     if name == "LoRA":
         return dataclasses.replace(plain, optimizer=LoRA(learning_rate=3e-3))
@@ -69,12 +72,15 @@ def main(argv: list[str]) -> int:
         return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --scale=...")
     start.process()
     console = start.console()
-    names = ("none", "L2-SP", "EWC", "LwF", "LoRA")
+    names = ("none", "L2-SP", "EWC", "SI", "LwF", "generative replay", "LoRA")
     rounds: dict[str, list[float]] = {name: [] for name in names}
     try:
         one = planned("none")
         with machine.surroundings(one, None):
-            ready = {name: prepared(planned(name)) for name in names}
+            ready = {
+                name: prepared(planned(name))
+                for name in track(names, "preparing", console=console, transient=True)
+            }
             for _ in track(range(FLAGS.rounds), "rounds", console=console, transient=True):
                 for name, (steps, _) in ready.items():
                     began = time.perf_counter()

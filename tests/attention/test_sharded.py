@@ -354,7 +354,8 @@ def found(request, tmp_path_factory):
     with FileLock(folder / "sharded.lock"):
         kept = folder / "sharded.json"
         if not kept.exists():
-            paths = (TESTS.parent, TESTS, TESTS / "attention")
+            own = (TESTS.parent, TESTS, TESTS / "attention")
+            paths = (*own, *filter(None, [os.environ.get("PYTHONPATH")]))
             environment = {
                 **os.environ,
                 "JAX_PLATFORMS": "cpu",  # which can be any number of devices
