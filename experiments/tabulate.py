@@ -82,15 +82,15 @@ def slug(together: str) -> str:
 
 
 def sweep_tables(planned: Study, rows: Sequence[Row]) -> Iterator[tables.Table]:
-    """A table for each sweep: the study's first column at every point, beside each arm as it is, over the seeds that all of
-    these run.
+    """A table for each sweep: the study's first column at every point, beside each arm as it is, over the seeds that
+    all of these run.
     """
     for sweep in planned.table.sweeps:
         arms = tuple(dict.fromkeys([*sweep.arms, *sweep.expanded()]))
         own = [row for row in rows if row.arm in arms]
         common = set.intersection(*(set(planned.seeds_of(arm)) for arm in arms))
         seeds = tuple(seed for seed in planned.seeds if seed in common)
-        if own:
+        if own and seeds:
             yield sweeping.sweep_table(
                 own,
                 arms=arms,
