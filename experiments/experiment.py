@@ -75,15 +75,19 @@ class Start(Protocol):
         """What the remedies of the run that they come from kept; see `research.training.remedies`."""
         ...
 
+    def kept_fingerprint(self, data_dir: str | None) -> list[str]:
+        """sha256 (hex) of that, where it does not follow from `fingerprint`."""
+        ...
+
     def rehearsed(
         self,
         model: FamilyConfig,
         tokenizer: Tokenizer,
         data_dir: str | None,
         train: "Callable[[Experiment], tuple[Any, Inherited]]",
-    ) -> tuple[Any, Inherited]:
+    ) -> tuple[Any, Inherited | None]:
         """The parameters and what was kept for a replay, on machines too where no run is: `train` takes another
-        experiment through a replay's steps and returns both.
+        experiment through a replay's steps and returns both. None: `kept` has it.
         """
         ...
 
@@ -197,6 +201,8 @@ def _key(planned: Experiment, data_dir: str | None, start: str | None) -> str:
             parts += _read_by(reader, planned.data, data_dir)
     if start is not None:
         parts.append(start)
+    if planned.init_from is not None and inherits(planned):
+        parts += planned.init_from.kept_fingerprint(data_dir)
     return _sha256(parts)
 
 
@@ -212,18 +218,20 @@ def _read_by(reader: Remedy | EarlyStopping, data: Data, data_dir: str | None) -
     return tuple(reader.fingerprints(dataset(data, data_dir)))
 
 
-def hash_of(value: Any) -> str:
+def hash_of(value: Any, *, texts: bool = False) -> str:
     """sha256 (hex) of a config tree; see `describe`."""
-    return _sha256(describe(value))
+    return _sha256(describe(value, texts=texts))
 
 
 def _sha256(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-def describe(value: Any) -> Any:
+def describe(value: Any, *, texts: bool = False) -> Any:
     """A config tree as JSON: frozen values by the name of their class and all their fields, defaults included, but of
     corpora only how they are mixed, and of a tokenizer's files not where they are; see `hyperparameters.LATER` too.
+
+    `texts`: of an evaluation, whose texts no fingerprint stands for, corpora that are not the default count.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
@@ -231,13 +239,16 @@ def describe(value: Any) -> Any:
             for field in dataclasses.fields(value)
             if field.metadata != LATER or getattr(value, field.name) != field.default
         }
-        if not isinstance(fields.get("corpus"), Mixture):
+        usual = {field.name: field.default for field in dataclasses.fields(value)}.get("corpus")
+        own = texts and fields.get("corpus") != usual
+        if not isinstance(fields.get("corpus"), Mixture) and not own:
             fields.pop("corpus", None)
         if isinstance(value, Pretrained):
             fields.pop("path", None)
-        return {"is": type(value).__qualname__, **{name: describe(part) for name, part in fields.items()}}
+        parts = {name: describe(part, texts=texts) for name, part in fields.items()}
+        return {"is": type(value).__qualname__, **parts}
     if isinstance(value, tuple):
-        return [describe(item) for item in value]
+        return [describe(item, texts=texts) for item in value]
     if callable(value):
         return value.__qualname__
     return (
@@ -275,9 +286,12 @@ def inherited(planned: Experiment, data_dir: str | None) -> Inherited | None:
     Raises:
       ValueError: it cannot be read.
     """
-    if planned.init_from is None or not any(remedy.inherits for remedy in planned.recipe.remedies):
-        return None
-    return planned.init_from.kept(data_dir)
+    return planned.init_from.kept(data_dir) if planned.init_from is not None and inherits(planned) else None
+
+
+def inherits(planned: Experiment) -> bool:
+    """Whether a remedy of it goes on from what a run before has kept."""
+    return any(remedy.inherits for remedy in planned.recipe.remedies)
 
 
 def example(planned: Experiment, data_dir: str | None) -> tuple[Batch, int]:

@@ -130,7 +130,8 @@ class Run:
         result = folders.finished(Path(self.place))
         step = None if result is None else folders.scored(result)
         with Checkpoints(Path(self.place) / "checkpoints", self.planned.keep) as checkpoints:
-            return checkpoints.restore_params(like, step, field=field)[0]
+            # To wherever it is needed: what has a device cannot be used beside what is spread over several.
+            return jax.device_get(checkpoints.restore_params(like, step, field=field)[0])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,15 +95,19 @@ class Parameters:
         origin = opened(self.place, data_dir)
         return origin.kept() if isinstance(origin, Run) else ()
 
+    def kept_fingerprint(self, data_dir: str | None) -> list[str]:
+        """Of what the remedies of the run there kept."""
+        return [hash_of([each for _, each in self.kept(data_dir)])]
+
     def rehearsed(
         self,
         model: FamilyConfig,
         tokenizer: Tokenizer,
         data_dir: str | None,
         train: Callable[[Experiment], tuple[Any, Inherited]],
-    ) -> tuple[Any, Inherited]:
-        """Both, which are there for a replay too."""
-        return self.params(model, tokenizer, data_dir), self.kept(data_dir)
+    ) -> tuple[Any, None]:
+        """The parameters, which are there for a replay too; so is what was kept."""
+        return self.params(model, tokenizer, data_dir), None
 
 
 def tuning(

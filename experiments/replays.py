@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import machine
+from experiments import experiment, machine
 from experiments.experiment import Experiment, dataset, trainer
 from research.evaluation.trained import Evaluation, Trained
 from research.training.ensemble import Solo
@@ -77,7 +77,8 @@ def _trained(planned: Experiment, data_dir: str | None, placed: Placement | None
     start, base = planned.init_from, functools.partial(_of_base, data_dir=data_dir)
     params, inherited = None, None
     if start is not None:
-        params, inherited = start.rehearsed(planned.model, text.tokenizer, data_dir, base)
+        params, kept = start.rehearsed(planned.model, text.tokenizer, data_dir, base)
+        inherited = experiment.inherited(planned, data_dir) if kept is None else kept
     state = solo.initial(jax.random.key(planned.seed), short.numbers, params)
     begun = jax.tree.map(jnp.copy, state.params)
     state = solo.join([solo.prepared(state, text, planned.seed, inherited)])

@@ -72,4 +72,4 @@ def evaluated(evaluations: Mapping[str, Evaluation], trained: Trained, title: st
 
 def hashes(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
     """What each evaluation measures, as a hash."""
-    return {name: hash_of(evaluation) for name, evaluation in evaluations.items()}
+    return {name: hash_of(evaluation, texts=True) for name, evaluation in evaluations.items()}

@@ -93,6 +93,10 @@ class Stage:
         """What the base's remedies kept."""
         return self._origin(data_dir).kept()
 
+    def kept_fingerprint(self, data_dir: str | None) -> list[str]:
+        """Nothing: the key of the base decides that too."""
+        return []
+
     def rehearsed(
         self,
         model: FamilyConfig,

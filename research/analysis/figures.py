@@ -159,6 +159,8 @@ class Explained(Frontier):
         if not common:
             return content
         points = np.array([[mark.seeds[seed] for mark in marks] for seed in common])  # [seed arm 2]
+        if np.any(np.ptp(points, axis=1) == 0):  # all at one place
+            return content
         shares = mean_interval(np.corrcoef(seed[:, 0], seed[:, 1])[0, 1] ** 2 for seed in points)
         said = (
             f"A straight line explains R^2 = {marking.text(shares)} of the variance over {len(marks)} points."

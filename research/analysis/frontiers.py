@@ -5,6 +5,7 @@ rate that learns as much would, which is read off straight lines between the fro
 is extrapolated.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -141,12 +142,13 @@ class Shifts:
         seeds = set(places).intersection(
             *(set(xs) & set(ys) for xs, ys in (numbers[arm] for arm in frontier))
         )
-        return {
-            seed: interpolated(
-                ((numbers[arm][0][seed], numbers[arm][1][seed]) for arm in frontier), places[seed]
-            )
-            for seed in sorted(seeds)
-        }
+        found = {}
+        for seed in sorted(seeds):
+            points = [(numbers[arm][0][seed], numbers[arm][1][seed]) for arm in frontier]
+            with contextlib.suppress(ValueError):  # two points of one place are no frontier
+                found[seed] = interpolated(points, places[seed])
+            found.setdefault(seed, None)
+        return found
 
     def _notes(self, numbers: Mapping[str, tuple[Seeds, Seeds]]) -> Iterator[str]:
         yield (

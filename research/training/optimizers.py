@@ -117,12 +117,12 @@ class Optimizer:
         rate = self.schedule.build(self.learning_rate, steps)
         clip = [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
         rule = optax.chain(*clip, self.rule(rate))
-        if self.frozen_layers:
-            upper = optax.stateless(lambda updates, _: above(updates, self.frozen_layers))
-            rule = optax.chain(upper, rule, upper)
         if self.frozen is not None:
             labels = _labels(self.frozen, "frozen", "trained")
             rule = optax.partition({"frozen": optax.set_to_zero(), "trained": rule}, labels)
+        if self.frozen_layers:
+            upper = optax.stateless(lambda updates, _: above(updates, self.frozen_layers))
+            rule = optax.chain(upper, rule, upper)
 
         def init(params: Any) -> Any:
             self._check_paths(named(params))

@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, Int32
 
 from research.attention.masks import Slots
 from research.batch import Batch, Tokens
-from research.models.families import Decoder, Model
+from research.models.families import Decoder, Encoder, Model
 from research.training.remedies import Base, Params, Remedy, Step
 
 CHUNK = 64  # rows that are written at a time
+ROWS = 2**31 - 1  # folded into the key of a step: dropout folds in the numbers of rows, which are less
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class GenerativeReplay(Remedy):
           ValueError: the model is no decoder.
         """
         model = base.model(base.params)
-        if not isinstance(model, Decoder):
+        if not isinstance(model, Decoder) or isinstance(model, Encoder):
             raise ValueError(
                 f"GenerativeReplay of {type(model).__name__}: expected a Decoder, which writes text from nothing; "
                 "leave it out of Recipe.remedies"
@@ -76,7 +77,7 @@ class GenerativeReplay(Remedy):
 
     def penalty(self, kept: Any, step: Step) -> Float[Array, ""]:
         """The mean loss of some rows."""
-        rows = jax.random.randint(jax.random.fold_in(step.key, 1), (self.rows,), 0, self.examples)
+        rows = jax.random.randint(jax.random.fold_in(step.key, ROWS), (self.rows,), 0, self.examples)
         total, weight = step.loss(step.params, _batch(kept[rows]))
         return self.strength * step.share * total / weight
 

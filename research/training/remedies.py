@@ -133,11 +133,16 @@ class Remedy:
         """What the remedy of its class kept in the run that this one starts from; None: there was none.
 
         Raises:
-          ValueError: it was of another model.
+          ValueError: it was of another model, or there were several.
         """
         own = [kept for remedy, kept in base.inherited or () if isinstance(remedy, type(self))]
         if not own:
             return None
+        if len(own) > 1:
+            raise ValueError(
+                f"{type(self).__name__}: the run that this one starts from had {len(own)} remedies of this class, "
+                "expected one to go on from"
+            )
         if jax.tree.map(jnp.shape, own[0]) != jax.tree.map(jnp.shape, self.blank(base.params)):
             raise ValueError(
                 f"{type(self).__name__}: the run that this one starts from kept it of other parameters, expected those "

@@ -21,9 +21,9 @@ from research.training import hyperparameters
 from research.training.adapters import LoRA
 from research.training.hyperparameters import LATER
 from research.training.losses import token_loss
-from research.training.optimizers import Optimizer
+from research.training.optimizers import Optimizer, above
 from research.training.precision import LossScale
-from research.training.remedies import EWC, Base, Decay, Inherited, LwF, Remedy, Step, log_probabilities
+from research.training.remedies import EWC, SI, Base, Decay, Inherited, LwF, Remedy, Step, log_probabilities
 
 Metrics = dict[str, Array]
 Losses = tuple[Array, Array, Array]  # mean loss of the targets, compression loss, penalty of the remedies
@@ -154,7 +154,7 @@ class Trainer:
                 "dtype = 'bfloat16'"
             )
         self._remembering = next((s for s in stacks if s.config.memory is not None), None)
-        _check_remedies(recipe.remedies, optimizer, remembering=self._remembering is not None)
+        _check_remedies(recipe, optimizer, remembering=self._remembering is not None)
 
     def under(self, mask: Mask) -> "Trainer":
         """The functions of the same model under another mask, which takes the same parameters.
@@ -178,8 +178,11 @@ class Trainer:
         )
 
     def trained_by(self, optimizer: Optimizer, steps: int) -> "Trainer":
-        """The functions of the same model, trained in so many steps by another optimizer and a plain recipe."""
-        return Trainer(self.config, vocab=self._vocab, optimizer=optimizer, steps=steps)
+        """The functions of the same model, trained in so many steps by another optimizer and a plain recipe, but for
+        the loss scale, which the model's precision asks for.
+        """
+        recipe = Recipe(loss_scale=self.recipe.loss_scale)
+        return Trainer(self.config, vocab=self._vocab, optimizer=optimizer, steps=steps, recipe=recipe)
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -281,6 +284,7 @@ class Trainer:
         params, scale = state.params, 1.0 if state.scale is None else state.scale.value
         ((loss, aux, penalty), carry), gradient = self._gradient(state, batch, recipe, scale)
         gradient = jax.tree.map(lambda leaf: leaf / scale, gradient) if state.scale is not None else gradient
+        gradient = above(gradient, optimizer.frozen_layers)
         norm = optax.tree.norm(gradient)
         updates, moments = optimizer.build(self._steps).update(gradient, state.optimizer, params)
         rate = jnp.asarray(optimizer.schedule.build(optimizer.learning_rate, self._steps)(state.step))
@@ -455,14 +459,20 @@ class Trainer:
         return sum(float(total) for total, _ in sums) / weight
 
 
-def _check_remedies(remedies: tuple[Remedy, ...], optimizer: Optimizer, *, remembering: bool) -> None:
-    """ValueError where one of them does not go with the model or the optimizer."""
-    for remedy in remedies:
+def _check_remedies(recipe: Recipe, optimizer: Optimizer, *, remembering: bool) -> None:
+    """ValueError where a remedy does not go with the model, the optimizer or the rest of the recipe."""
+    averages = recipe.averages
+    for remedy in recipe.remedies:
         predicts = isinstance(remedy, LwF) or (isinstance(remedy, EWC) and remedy.labels != "true")
         if remembering and predicts:
             raise ValueError(
                 f"Recipe.remedies has {remedy}, which asks what the base predicts without a memory; leave it out, or "
                 "set StackConfig.memory = None"
+            )
+        if isinstance(remedy, SI) and averages:
+            raise ValueError(
+                "Recipe.remedies has SI, which counts the way to the parameters that are trained, but others are "
+                "evaluated; set Recipe.average and Recipe.base_share to None, or leave it out"
             )
         if isinstance(remedy, Decay) and isinstance(optimizer, LoRA):
             raise ValueError(

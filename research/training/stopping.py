@@ -88,10 +88,10 @@ class Watch:
             raise ValueError(f"EarlyStopping.metric = {self.rule.metric!r}: expected one of {sorted(scores)}")
         if self.rule.spent(scores):
             if self.best is None:
+                name = type(self.rule).__name__
                 raise ValueError(
-                    f"{type(self.rule).__name__} at step {step}: {FORGOTTEN} = {scores[FORGOTTEN]:.4g} is over the "
-                    f"budget at the first evaluation; set EarlyStopping.every = {self.rule.every} lower, or the budget "
-                    "higher"
+                    f"{name} at step {step}: {FORGOTTEN} = {scores[FORGOTTEN]:.4g} is over the budget at the first "
+                    f"evaluation; set {name}.every = {self.rule.every} lower, or the budget higher"
                 )
             self.since = self.rule.patience
             return False

@@ -13,6 +13,7 @@ from experiments import experiment, pretrained, replays, running
 from experiments.scoring import HeldOut
 from research.data.local import TextFiles
 from research.data.pipeline import Dataset
+from research.evaluation.relearning import Relearning
 from research.training import loop
 from research.training.remedies import EWC, L2SP, SI
 from research.training.step import Recipe
@@ -159,6 +160,16 @@ def test_a_budget_that_is_spent_at_once_is_one_line(remedied):
     assert watch.over
     assert watch.step == 10
     assert not EarlyStopping(every=1).spent({})
+
+
+def test_an_evaluation_of_another_text_is_another_evaluation(remedied):
+    folder, one = remedied
+    own, other = one.data.corpus, one.recipe.remedies[0].corpus
+    hashes = {experiment.hash_of(Relearning(corpus=corpus), texts=True) for corpus in (own, other)}
+    hashes |= {experiment.hash_of(Relearning(), texts=True)}
+    assert len(hashes) == 3
+    # Corpora that are the default were never part of it.
+    assert experiment.hash_of(Relearning(), texts=True) == experiment.hash_of(Relearning())
 
 
 def test_another_earlier_text_is_another_experiment(remedied):

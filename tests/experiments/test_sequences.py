@@ -20,7 +20,7 @@ SPEC = Tasks(
 KNOWN = dict.fromkeys("abcd", (0, 1))
 
 
-def row(arm, seed, losses, order="o"):
+def row(arm, seed, losses):
     kinds = {str: "", int: 0, bool: False}
     blank = {field.name: kinds.get(field.type, {}) for field in dataclasses.fields(Row)}
     return Row(

@@ -9,7 +9,7 @@ import pytest
 from test_remedies import EARLIER, drawn_kept, near, prepared, same, text, trainer
 from test_step import CAUSAL, STACK, VOCAB, batch
 
-from research.models.families import EncoderDecoderConfig
+from research.models.families import EncoderConfig, EncoderDecoderConfig
 from research.training.ensemble import Solo
 from research.training.optimizers import SGD
 from research.training.rehearsal import GenerativeReplay
@@ -100,6 +100,14 @@ def test_without_what_it_goes_on_from_it_says_so():
         functions.prepared(state, words, 0, ((remedy, other),))
     with pytest.raises(ValueError, match="SI: no step of the run"):
         functions.prepared(state, words, 0, ((remedy, remedy.blank(state.params)),))
+    two = ((remedy, drawn_kept(remedy, state.params)),) * 2
+    with pytest.raises(
+        ValueError, match="SI: the run that this one starts from had 2 remedies of this class"
+    ):
+        functions.prepared(state, words, 0, two)
+    for averaged in ({"average": 0.9}, {"base_share": 0.5}):
+        with pytest.raises(ValueError, match="SI, which counts the way to the parameters that are trained"):
+            trainer(remedies=(remedy,), **averaged)
     with pytest.raises(ValueError, match=r"SI.damping = 0"):
         SI(strength=1.0, damping=0.0)
     with pytest.raises(ValueError, match=r"EWC.decay = 1.5: expected a share"):
@@ -198,11 +206,15 @@ def test_it_keeps_a_model_at_what_the_base_wrote():
     assert losses[1] < 0.8 * losses[0]
 
 
-def test_generative_replay_is_of_decoders():
+@pytest.mark.parametrize("family", ["EncoderDecoder", "Encoder"])
+def test_generative_replay_is_of_decoders(family):
     stack = dataclasses.replace(STACK, layers=1)
-    config = EncoderDecoderConfig(encoder=stack, decoder=stack)
-    functions = trainer(config, vocab=text().tokenizer.vocab_size, remedies=(WRITTEN,))
-    with pytest.raises(ValueError, match="GenerativeReplay of EncoderDecoder: expected a Decoder"):
+    configs = {
+        "EncoderDecoder": EncoderDecoderConfig(encoder=stack, decoder=stack),
+        "Encoder": EncoderConfig(stack=stack),
+    }
+    functions = trainer(configs[family], vocab=text().tokenizer.vocab_size, remedies=(WRITTEN,))
+    with pytest.raises(ValueError, match=f"GenerativeReplay of {family}: expected a Decoder"):
         functions.prepared(functions.initial(jax.random.key(0)), text(), 0)
     assert WRITTEN.rehearsed(16).examples == 16
     for field, value in (("rows", 0), ("temperature", 0.0)):

@@ -279,6 +279,20 @@ def test_lower_layers_stay_as_they_are(optimizer, pattern):
     assert moved
 
 
+def test_lower_layers_are_counted_among_all_where_some_are_frozen_by_path():
+    params = shapes(layers=4, width=8, heads=2, pattern=(BlockSpec(),) * 2)
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), params)
+    rule = SGD(
+        momentum=None, learning_rate=0.1, schedule=Constant(), frozen="blocks/1/", frozen_layers=1
+    ).build(9)
+    updates, _ = rule.update(jax.tree.map(jnp.ones_like, params), rule.init(params), params)
+    for path, leaf in leaves(updates).items():
+        if found := re.search(r"blocks/(\d)/", path):  # layers 0 and 2, 1 and 3
+            assert [bool(np.any(each)) for each in leaf] == (
+                [False, True] if found[1] == "0" else [False] * 2
+            )
+
+
 def test_the_gradient_of_lower_layers_does_not_count_for_clipping():
     plain = SGD(momentum=None, clip=1.0, learning_rate=0.1, schedule=Constant(), frozen_layers=1)
     loud = jax.tree_util.tree_map_with_path(

@@ -330,7 +330,13 @@ def test_learning_without_forgetting_is_a_divergence_by_whole_arrays(temperature
     rows = batch()
     remedy = LwF(strength=0.5, temperature=temperature)
     hidden = functions.model(params).apply(rows).hidden
-    step = Step(params, functions.model, hidden, rows, jnp.float32(rows.weights.sum()), 1.0)
+    step = dataclasses.replace(
+        bare_step(params),
+        model=functions.model,
+        hidden=hidden,
+        batch=rows,
+        weight=jnp.float32(rows.weights.sum()),
+    )
 
     def scores(params):
         model = functions.model(params)
