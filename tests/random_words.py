@@ -12,7 +12,9 @@ class Words:
     """Documents of random words."""
 
     seed: int = 0
+    words: tuple[str, ...] = ("one", "two", "three", "four", "five")
 
     def documents(self, data_dir=None):
-        rng, words = np.random.default_rng(self.seed), ["one", "two", "three", "four", "five"]
-        return tuple(Document(name=str(number), text=" ".join(rng.choice(words, 12))) for number in range(60))
+        rng = np.random.default_rng(self.seed)
+        texts = (" ".join(rng.choice(self.words, 12)) for _ in range(60))
+        return tuple(Document(name=str(number), text=text) for number, text in enumerate(texts))

@@ -18,7 +18,7 @@ from research.training.optimizers import AdamW
 from research.training.step import Trainer
 
 STACK = StackConfig(layers=1, width=16, heads=2)
-EARLIER = Words(seed=1)
+EARLIER = Words(seed=1, words=("alpha", "beta", "gamma", "delta"))
 
 
 @pytest.fixture(scope="module")
