@@ -402,7 +402,7 @@ def untimed(tmp_path, monkeypatch):
     cell.save()
     cell.rows, cell.arm = tmp_path, "causal"
     cell.study = SimpleNamespace(
-        table=SimpleNamespace(columns=("loss", "tokens_per_second"), shown={}),
+        table=SimpleNamespace(columns=("loss", "tokens_per_second"), shown={}, evaluations={}, measured={}),
         compared={"causal": "lm", "other": "spam"},
     )
     cell.study.columns = lambda together: study.Study.columns(cell.study, together)
