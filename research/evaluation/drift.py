@@ -16,8 +16,7 @@ from research.data.corpora import StateOfTheUnion
 from research.data.documents import Corpus
 from research.data.objectives import Objective
 from research.evaluation.forgetting import check_names, delta_nll
-from research.evaluation.trained import Scores, Trained
-from research.models.families import Encoder
+from research.evaluation.trained import Scores, Trained, require_tokens, require_windows
 from research.models.paths import layers, named
 from research.training.remedies import log_probabilities
 from research.training.step import Trainer
@@ -61,15 +60,8 @@ class Drift:
                 "Drift is from what a run began with, which is known neither of published weights nor of a cell of a "
                 "study that began with another; give another run folder, or let the study measure it"
             )
-        model = trained.trainer.model(trained.params)
-        if isinstance(model, Encoder) and model.classes is not None:
-            raise ValueError(
-                f"Drift is of tokens, but EncoderConfig.classes = {model.classes}; leave the evaluation out"
-            )
-        if trained.trainer.memory(1) is not None:
-            raise ValueError(
-                "Drift reads every window by itself, but StackConfig.memory is set; leave the evaluation out"
-            )
+        require_tokens(trained, "Drift")
+        require_windows(trained, "Drift")
         base, now = trained.base(), trained.params
         objective = self.objective or trained.text.data.scored(trained.text.data.parts[0])
         beside = {

@@ -19,8 +19,7 @@ from research.data.objectives import Objective
 from research.data.pipeline import Dataset
 from research.data.windows import Synthetic
 from research.evaluation.likelihood import held_out
-from research.evaluation.trained import Scores, Trained
-from research.models.families import Encoder
+from research.evaluation.trained import Scores, Trained, require_tokens
 
 Matrix = Float[np.ndarray, "t t"]
 Frontier = Float[np.ndarray, "n 2"]  # points of an arm: what was learned, and what was forgotten for it
@@ -142,11 +141,7 @@ class Retention:
           ValueError: the model tells classes, or a corpus has no window for the objective.
           CatalogError: an archive is missing and cannot be downloaded.
         """
-        model = trained.trainer.model(trained.params)
-        if isinstance(model, Encoder) and model.classes is not None:
-            raise ValueError(
-                f"Retention is of tokens, but EncoderConfig.classes = {model.classes}; leave the evaluation out"
-            )
+        require_tokens(trained, "Retention")
         scores: dict[str, dict[str, float]] = {}
         for name, corpus in self.corpora:
             text = self._text(trained.text, name, corpus)

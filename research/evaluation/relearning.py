@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from research.data.corpora import StateOfTheUnion
 from research.data.documents import Corpus
 from research.data.objectives import Objective
-from research.evaluation.trained import Scores, Trained
-from research.models.families import Encoder
+from research.evaluation.trained import Scores, Trained, require_tokens, require_windows
 from research.training.optimizers import AdamW, Optimizer
 from research.training.schedules import Constant
 from research.training.step import Trainer
@@ -57,15 +56,8 @@ class Relearning:
             raise ValueError(
                 "Relearning is of what a run has forgotten, but what it began with is not known; leave it out"
             )
-        model = trained.trainer.model(trained.params)
-        if isinstance(model, Encoder) and model.classes is not None:
-            raise ValueError(
-                f"Relearning is of tokens, but EncoderConfig.classes = {model.classes}; leave the evaluation out"
-            )
-        if trained.trainer.memory(1) is not None:
-            raise ValueError(
-                "Relearning reads every window by itself, but StackConfig.memory is set; leave the evaluation out"
-            )
+        require_tokens(trained, "Relearning")
+        require_windows(trained, "Relearning")
         data = trained.text.data
         earlier = trained.text.of(self.corpus, self.objective)
         scored = trained.text.of(self.corpus, self.evaluation or data.scored(data.parts[0]))

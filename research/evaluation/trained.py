@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from research.batch import Batch
 from research.data.pipeline import Dataset
+from research.models.families import Encoder
 from research.training.step import Trainer
 
 Scores = Mapping[str, Any]  # by name a number, or by label (a length, a temperature, ...) numbers
@@ -40,3 +41,20 @@ class Evaluation(Protocol):
     """A frozen dataclass that measures a trained model; equal ones measure the same of equal parameters."""
 
     def __call__(self, trained: Trained) -> Scores: ...
+
+
+def require_tokens(trained: Trained, evaluation: str) -> None:
+    """ValueError where the model tells classes, of which the evaluation of that name says nothing."""
+    model = trained.trainer.model(trained.params)
+    if isinstance(model, Encoder) and model.classes is not None:
+        raise ValueError(
+            f"{evaluation} is of tokens, but EncoderConfig.classes = {model.classes}; leave the evaluation out"
+        )
+
+
+def require_windows(trained: Trained, evaluation: str) -> None:
+    """ValueError where the model has a memory, since the evaluation of that name reads every window by itself."""
+    if trained.trainer.memory(1) is not None:
+        raise ValueError(
+            f"{evaluation} reads every window by itself, but StackConfig.memory is set; leave the evaluation out"
+        )

@@ -1,10 +1,9 @@
 """The architecture study: some of each kind that smoke leaves out train, are scored and are evaluated."""
 
-import math
-
 import pytest
+from short_cells import check_takes_steps
 
-from experiments import cells, replays, running, study
+from experiments import running, study
 
 SMALL = study.load("architecture", "small")
 # Every family that writes and every one that classifies, and one arm of what else differs in more than its corpus.
@@ -20,12 +19,7 @@ ARMS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_takes_three_steps_and_makes_its_evaluations(arm, tmp_path):
-    first, *_ = cells.of(SMALL, [arm], tmp_path / "results", tmp_path / "runs", None)
-    found = running.replay(first.job, None)
-    assert len(found["losses"]) == replays.STEPS
-    assert len(set(found["losses"])) == replays.STEPS  # it moves
-    assert found["scores"].keys() == SMALL.evaluations(arm).keys()
-    assert all(math.isfinite(value) for _, value in replays.numbers(found))
+    check_takes_steps(SMALL, arm, tmp_path)
 
 
 @pytest.mark.slow

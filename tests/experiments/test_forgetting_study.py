@@ -1,10 +1,9 @@
 """The forgetting study: some of each kind that smoke leaves out train, are scored and are evaluated."""
 
-import math
-
 import pytest
+from short_cells import check_takes_steps
 
-from experiments import cells, replays, running, study
+from experiments import study
 
 SMALL = study.load("forgetting", "small")
 # Every remedy, family, kind of text and sequence. Those that read 125,000 words (phonemes) are left out: checking all
@@ -19,12 +18,7 @@ ARMS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_takes_three_steps_and_makes_its_evaluations(arm, tmp_path):
-    first, *_ = cells.of(SMALL, [arm], tmp_path / "results", tmp_path / "runs", None)
-    found = running.replay(first.job, None)
-    assert len(found["losses"]) == replays.STEPS
-    assert len(set(found["losses"])) == replays.STEPS  # it moves
-    assert found["scores"].keys() == SMALL.evaluations(arm).keys()
-    assert all(math.isfinite(value) for _, value in replays.numbers(found))
+    check_takes_steps(SMALL, arm, tmp_path)
 
 
 def test_a_table_has_no_column_of_what_its_arms_are_not_measured_by():
