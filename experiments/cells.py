@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import configs, experiment, folders, running, scoring, twins
+from experiments import configs, experiment, folders, running, scoring, stages, twins
 from experiments.experiment import Experiment
 from experiments.folders import InUse
 from experiments.stages import Stage
@@ -55,25 +55,49 @@ class Cell:
         start = self._planned[0].init_from
         if not isinstance(start, Stage):
             return None
+        return self._other(start.arm, f"configs/{self.study.name}/{self.study.file(self.arm)}.gin")
+
+    @functools.cached_property
+    def asked(self) -> "tuple[Cell, ...]":
+        """The cells whose trained parameters its evaluations ask.
+
+        Raises:
+          ConfigError: as `base`.
+        """
+        where = f"configs/{self.study.name}/study.gin"
+        every = [stages.asked(one).values() for one in self.study.evaluations(self.arm).values()]
+        arms = dict.fromkeys(stage.arm for asked in every for stage in asked)
+        return tuple(self._other(arm, where) for arm in arms)
+
+    @property
+    def before(self) -> "tuple[Cell, ...]":
+        """All cells whose trained parameters it needs."""
+        return self.asked if self.base is None else (self.base, *self.asked)
+
+    def _other(self, arm: str, where: str) -> "Cell":
         chain = (*self.followers, self.arm)
-        _check_base(self.study, chain, start.arm, self.seed)
-        return dataclasses.replace(self, arm=start.arm, followers=chain)
+        _check_other(self.study, chain, arm, self.seed, where)
+        return dataclasses.replace(self, arm=arm, followers=chain)
 
     @functools.cached_property
     def job(self) -> running.Job:
         """What there is to run; the name of its folder and its row says which experiment it is, of which data."""
         planned, config = self._planned
         if self.base is not None:
-            base: dict[str, Any] = {"base": self.base.job.planned, "place": str(self.base.job.folder)}
             assert isinstance(planned.init_from, Stage)
-            planned = dataclasses.replace(planned, init_from=dataclasses.replace(planned.init_from, **base))
+            planned = dataclasses.replace(planned, init_from=_found(planned.init_from, self.base))
+        asked = {cell.arm: cell for cell in self.asked}
+        evaluations = {
+            name: stages.asking(one, lambda stage: _found(stage, asked[stage.arm]))
+            for name, one in self.study.evaluations(self.arm).items()
+        }
         names = twins.pattern(self.seed, experiment.key(planned, self.data_dir))
         return running.Job(
             planned,
             config,
             self.runs / names.replace("*", self.arm, 1),
             self.title,
-            self.study.evaluations(self.arm),
+            evaluations,
             anew=self.again,
             kept=bool(self.followers),
             replayed=True,
@@ -107,12 +131,16 @@ class Cell:
         return row if made.items() <= dict(row.evaluations).items() else None
 
 
-def _check_base(planned: Study, chain: Sequence[str], base: str, seed: int) -> None:
-    """ConfigError where the last arm of the chain, each of which is what the one before starts from, cannot start from
-    that one.
+def _found(stage: Stage, cell: Cell) -> Stage:
+    """A stage that knows its arm's experiment and run folder."""
+    return dataclasses.replace(stage, base=cell.job.planned, place=str(cell.job.folder))
+
+
+def _check_other(planned: Study, chain: Sequence[str], base: str, seed: int, where: str) -> None:
+    """ConfigError where the last arm of the chain, each of which needs what the one before has learned, cannot have
+    what `base` has learned. `where`: the file that says so.
     """
     arm, name = chain[-1], planned.name
-    where = f"configs/{name}/{planned.file(arm)}.gin"
     if base not in planned.compared:
         raise configs.ConfigError(
             f"arm {arm} of study {name} starts from {base!r}, which is none of its arms; change stages.Stage.arm in "

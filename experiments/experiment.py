@@ -28,9 +28,9 @@ from research.data.subwords import Subwords, Trained
 from research.data.tokenizers import Tokenizer
 from research.models.config import StackConfig
 from research.models.families import EncoderConfig, FamilyConfig
+from research.settings import LATER
 from research.training import hyperparameters, loop
 from research.training.checkpoints import Keep
-from research.training.hyperparameters import LATER
 from research.training.optimizers import AdamW, Optimizer
 from research.training.remedies import Inherited, Remedy
 from research.training.sharding import Parallelism
@@ -229,7 +229,7 @@ def _sha256(tree: Any) -> str:
 
 def describe(value: Any, *, texts: bool = False) -> Any:
     """A config tree as JSON: frozen values by the name of their class and all their fields, defaults included, but of
-    corpora only how they are mixed, and of a tokenizer's files not where they are; see `hyperparameters.LATER` too.
+    corpora only how they are mixed, and of a tokenizer's files not where they are; see `settings.LATER` too.
 
     `texts`: of an evaluation, whose texts no fingerprint stands for, corpora that are not the default count.
     """
@@ -245,7 +245,12 @@ def describe(value: Any, *, texts: bool = False) -> Any:
             fields.pop("corpus", None)
         if isinstance(value, Pretrained):
             fields.pop("path", None)
-        parts = {name: describe(part, texts=texts) for name, part in fields.items()}
+        if "place" in fields and isinstance(value, Start):  # that an evaluation asks
+            fields.pop("place")
+        parts = {
+            name: part.key() if isinstance(part, Experiment) else describe(part, texts=texts)
+            for name, part in fields.items()
+        }
         return {"is": type(value).__qualname__, **parts}
     if isinstance(value, tuple):
         return [describe(item, texts=texts) for item in value]

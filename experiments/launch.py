@@ -82,9 +82,11 @@ class Launcher:
         for wave in lineage.waves(todo):
             sound = []
             for cell in wave:
-                if cell.base is not None and cell.base.job.folder in lost:
+                gone = next((other for other in cell.before if other.job.folder in lost), None)
+                if gone is not None:
                     lost.add(cell.job.folder)
-                    yield cell, RuntimeError(f"it starts from {cell.base.title}, which failed")
+                    needs = "starts from" if gone is cell.base else "is rated by"
+                    yield cell, RuntimeError(f"it {needs} {gone.title}, which failed")
                 else:
                     sound.append(cell)
             for cell, found in self._outcomes(sound):

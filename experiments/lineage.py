@@ -1,4 +1,6 @@
-"""Cells that start from others, their bases (`experiments.stages`): which have to be trained, and in which order."""
+"""Cells that need what others have learned (`experiments.stages`), to start from or to ask in an evaluation: which have
+to be trained, and in which order.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,29 +10,30 @@ from experiments.cells import Cell
 
 
 def bases(cells: Sequence[Cell]) -> list[Cell]:
-    """What these start from, directly or not, and is none of them; each after its own base."""
+    """What these need, directly or not, and is none of them; each after what it needs itself."""
     known = {cell.job.folder for cell in cells}
     found: dict[Path, Cell] = {}
     for cell in cells:
-        for base in reversed(_ancestors(cell)):
+        for base in _ancestors(cell):
             if base.job.folder not in known:
                 found.setdefault(base.job.folder, base)
     return list(found.values())
 
 
 def needed(todo: Iterable[Cell]) -> list[Cell]:
-    """These cells, and the bases that have to be trained or scored for them; each after its own base.
+    """These cells, and those that have to be trained or scored for them; each after what it needs itself.
 
     A base whose parameters are not on this machine is trained again, although it has a row. A cell that has trained
-    already, and lacks an evaluation, needs none.
+    already, and lacks an evaluation, needs only those that its evaluations ask.
     """
     found: dict[Path, Cell] = {}
 
     def add(cell: Cell) -> None:
         folder = cell.job.folder
         begins = cell.again or not folders.trained(folder)
-        if begins and cell.base is not None and cell.base.row is None:
-            add(cell.base)
+        for other in cell.before if begins else cell.asked:
+            if other.row is None:
+                add(other)
         if cell.followers or folder not in found:  # a base's row is not enough, whoever asks for it first
             found[folder] = cell
 
@@ -77,9 +80,5 @@ def leaders(cells: Sequence[Cell]) -> dict[Cell, Cell]:
 
 
 def _ancestors(cell: Cell) -> list[Cell]:
-    """Its base, the base of that, and so on."""
-    found = []
-    while (base := cell.base) is not None:
-        found.append(base)
-        cell = base
-    return found
+    """What it needs, what that needs, and so on; each after what it needs itself."""
+    return [one for other in cell.before for one in (*_ancestors(other), other)]

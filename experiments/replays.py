@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import experiment, machine
+from experiments import experiment, machine, stages
 from experiments.experiment import Experiment, dataset, trainer
-from research.evaluation.trained import Evaluation, Trained
+from research.data.pipeline import Dataset
+from research.evaluation.trained import Evaluation, Known, Trained
 from research.training.ensemble import Solo
 from research.training.remedies import Inherited
 from research.training.sharding import Placement
@@ -51,8 +52,17 @@ def replayed(
     return {
         "losses": losses,
         "evaluation": functions.evaluate(params, solo.whole(few.held_out("test"))),
-        "scores": {name: dict(evaluation(trained)) for name, evaluation in evaluations.items()},
+        "scores": {
+            name: dict(_rehearsed(evaluation, few, data_dir)(trained))
+            for name, evaluation in evaluations.items()
+        },
     }
+
+
+def _rehearsed(evaluation: Evaluation, text: Dataset, data_dir: str | None) -> Evaluation:
+    """The evaluation, asking what a short run makes of each model that it asks, so that no run folder is needed."""
+    train = functools.partial(_of_base, data_dir=data_dir)
+    return stages.asking(evaluation, lambda stage: Known(*stage.shortly(text, train)))
 
 
 class _Short(NamedTuple):

@@ -5,7 +5,10 @@ An arm says so in its gin file, after `from experiments import stages`:
     experiment.train.init_from = @stages.Stage()
     stages.Stage.arm = 'causal_lm'
 
-What an arm starts from may itself have started from another arm.
+What an arm starts from may itself have started from another arm. An evaluation may ask another arm, too:
+
+    decoding.Decoding.reference = @reference/stages.Stage()
+    reference/stages.Stage.arm = 'reference'
 """
 
 import dataclasses
@@ -17,10 +20,12 @@ from experiments import experiment, folders, pretrained
 from experiments.configs import ConfigError
 from experiments.experiment import Experiment
 from experiments.origins import Run
+from research.data.pipeline import Dataset
 from research.data.tokenizers import Tokenizer
 from research.models.families import FamilyConfig
 from research.training.checkpoints import CheckpointError
 from research.training.remedies import Inherited
+from research.training.step import Trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +117,22 @@ class Stage:
         params, kept = train(self._known)
         return pretrained.fitted(params, origin, model, tokenizer.vocab_size), kept
 
+    def trained(self, text: Dataset) -> tuple[Trainer, Any]:
+        """The functions and the parameters of the other arm's model, for an evaluation that asks it.
+
+        Raises:
+          ConfigError: it is not trained, or reads another tokenizer than `text` does.
+        """
+        params = self.params(self._known.model, text.tokenizer, _folder(text))
+        return experiment.trainer(self._known, text.tokenizer.vocab_size), params
+
+    def shortly(
+        self, text: Dataset, train: Callable[[Experiment], tuple[Any, Inherited]]
+    ) -> tuple[Trainer, Any]:
+        """The same for a replay, in which `train` takes the other arm through a few steps."""
+        params, _ = self.rehearsed(self._known.model, text.tokenizer, _folder(text), train)
+        return experiment.trainer(self._known, text.tokenizer.vocab_size), params
+
     def _origin(self, data_dir: str | None) -> Run:
         return Run(self.place, self._known, data_dir)
 
@@ -123,3 +144,20 @@ class Stage:
                 "experiments.launch trains; launch the study, or give experiments.train --init_from=RUN"
             )
         return self.base
+
+
+def asked(evaluation: Any) -> dict[str, Stage]:
+    """The arms that an evaluation, a frozen dataclass, asks, by the names of its fields."""
+    named = {field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)}
+    return {name: value for name, value in named.items() if isinstance(value, Stage)}
+
+
+def asking(evaluation: Any, change: Callable[[Stage], Any]) -> Any:
+    """The evaluation with other stages, or what stands for them."""
+    return dataclasses.replace(
+        evaluation, **{name: change(stage) for name, stage in asked(evaluation).items()}
+    )
+
+
+def _folder(text: Dataset) -> str | None:
+    return None if text.data_dir is None else str(text.data_dir)

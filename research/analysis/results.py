@@ -55,13 +55,17 @@ class Row:
         return f"{self.arm}-s{self.seed}-{self.key[:12]}.json"
 
     def value(self, path: str) -> Any:
-        """The value at a dotted path such as `metrics.loss`; KeyError if there is none."""
-        value: Any = dataclasses.asdict(self)
-        for part in path.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                known = ", ".join(sorted(value)) if isinstance(value, Mapping) else "nothing"
-                raise KeyError(f"{self.name}: no value {path!r}: {part!r} is not one of: {known}")
-            value = value[part]
+        """The value at a dotted path such as `metrics.loss`; KeyError if there is none. A label may have dots of its
+        own (a temperature: `metrics.repetition.uniq.0.5`).
+        """
+        value, left = dataclasses.asdict(self), path.split(".")
+        while left:
+            known = value if isinstance(value, Mapping) else {}
+            size = next((n for n in range(1, len(left) + 1) if ".".join(left[:n]) in known), None)
+            if size is None:
+                there = ", ".join(sorted(known)) or "nothing"
+                raise KeyError(f"{self.name}: no value {path!r}: {left[0]!r} is not one of: {there}")
+            value, left = known[".".join(left[:size])], left[size:]
         return value
 
 

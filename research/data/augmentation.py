@@ -355,6 +355,44 @@ class UnigramNoise(_Rated):
         return _with(ids, chosen, text[drawn])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepetitionMasking(_Rated):
+    """The mask token in place of what is part of an n-gram that stood in the line before, so that it cannot be read
+    that something repeats: what repetition dropout (Li et al. 2023, section 4) does to attention, done to the input.
+
+    Attributes:
+      rate: share of those tokens.
+      n: of the n-grams, of tokens of text.
+    """
+
+    n: int = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.n < 1:
+            raise ValueError(f"RepetitionMasking.n = {self.n}: expected at least 1")
+
+    def __call__(
+        self,
+        ids: Int32[np.ndarray, " n"],
+        rng: np.random.Generator,
+        tokenizer: Tokenizer,
+        unigram: Float64[np.ndarray, " v"],
+    ) -> Int32[np.ndarray, " n"]:
+        """As many tokens."""
+        text, known, again = _is_text(ids, tokenizer), set(), np.zeros(len(ids), bool)
+        for start in range(len(ids) - self.n + 1):
+            gram = slice(start, start + self.n)
+            if not text[gram].all():
+                continue
+            words = tuple(ids[gram].tolist())
+            again[gram] |= words in known
+            known.add(words)
+        places = np.flatnonzero(again)
+        chosen = rng.choice(places, self._count(len(places), rng), replace=False)
+        return _with(ids, chosen, tokenizer.mask)
+
+
 def _is_text(ids: Int32[np.ndarray, " n"], tokenizer: Tokenizer) -> Bool[np.ndarray, " n"]:
     return np.isin(ids, np.asarray(tokenizer.text_ids))
 

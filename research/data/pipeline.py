@@ -302,6 +302,12 @@ class Dataset:
         )
         return few
 
+    def laid(self, layout: Layout) -> "Dataset":
+        """The same in another layout, for `placed`."""
+        other = copy.copy(self)
+        object.__setattr__(other, "data", dataclasses.replace(self.data, layout=layout))
+        return other
+
     def of(self, corpus: Corpus | Synthetic, objective: Objective | None = None) -> "Dataset":
         """Another corpus in the same windows, layout, tokenizer and shares of splits, as it is: without transforms,
         noise or weights.

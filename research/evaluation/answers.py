@@ -73,7 +73,8 @@ def answers(
     limits = trained.text.data.scored(trained.text.data.parts[0]).limits(trained.text.data.window)
     how = Generation(tokens=limits.targets, end=(trained.text.tokenizer.eos,), choice=Greedy())
     given = [one.inputs for one in examples]
-    return expected, continued(trained, given, how, longest=limits.inputs, rows=rows)
+    found = continued(trained, given, how, longest=limits.inputs, rows=rows)
+    return expected, [line.ids for line in found]
 
 
 def _examples(trained: Trained, split: str, records: int) -> Sequence[Example]:

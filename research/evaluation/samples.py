@@ -7,8 +7,8 @@ from jaxtyping import Int32
 
 from research.data.windows import spread
 from research.evaluation import repetition
-from research.evaluation.continuing import continued
-from research.evaluation.loops import loops_holtzman_code, loops_holtzman_paper, t50
+from research.evaluation.continuing import How, Line, continued
+from research.evaluation.loops import T50, loops_holtzman_code, loops_holtzman_paper, t50
 from research.evaluation.trained import Scores, Trained
 from research.generation.engine import Choice, Generation, Greedy, Sample
 from research.generation.processors import Chain, Temperature
@@ -36,7 +36,8 @@ METRICS = {  # by name what is counted, of n-grams of which there must be some
 class Repetition:
     """Repetition of samples that go on from held-out windows, `{metric: {temperature: value}}`, under `METRICS` and
     `tokens`, their mean length; `human`: the same of what follows in the windows, as far as they go; and `t50`, of
-    loops by the code of Holtzman et al., unless it is censored. A metric that a set of samples is too short for is left
+    loops by the code of Holtzman et al., with its interval and whether it is `censored`: -1 (left), 0 or 1 (right; then
+    `high` is None). A metric that a set of samples is too short for is left
     out.
 
     A sample ends at EOS, which is not counted, or at `length`. It depends on the seed, the prompt and the temperature.
@@ -79,17 +80,15 @@ class Repetition:
         """
         prompts, human = self.pairs(trained)
         written = {f"{each:g}": self.samples(trained, prompts, each) for each in self.temperatures}
-        scores: dict[str, dict[str, float]] = {}
+        scores: dict[str, dict[str, float | None]] = {}
         for label, lines in written.items():
             for name, value in self.measured(lines).items():
                 scores.setdefault(name, {})[label] = value
-        scores["human"] = self.measured(human)
+        scores["human"] = {**self.measured(human)}
         if len(written) > 1:
             loops = [loops_holtzman_code(lines) for lines in written.values()]
             counts = [int((each.period > 0).sum()) for each in loops]
-            found = t50(self.temperatures, counts, [len(prompts)] * len(counts))
-            if found.censored is None:
-                scores["t50"] = {"value": found.value, "low": found.low, "high": found.high}
+            scores["t50"] = _fitted(t50(self.temperatures, counts, [len(prompts)] * len(counts)))
         return scores
 
     def measured(self, lines: Lines) -> dict[str, float]:
@@ -122,19 +121,24 @@ class Repetition:
         return prompts, human
 
     def samples(self, trained: Trained, prompts: Lines, temperature: float) -> Lines:
-        """What the model writes after each prompt, without the end.
+        """What the model writes after each prompt, without the end; see `written`."""
+        choice: Choice = Sample() if temperature else Greedy()
+        chain = Chain(processors=(Temperature(value=temperature),)) if temperature else Chain()
+        found = self.written(trained, prompts, Generation(choice=choice, processors=chain))
+        return [line.ids for line in found]
+
+    def written(self, trained: Trained, prompts: Lines, how: How, draw: int = 0) -> list[Line]:
+        """What the model writes after each prompt, without the end, of at most `length` tokens; see `continued`.
 
         Raises:
           ValueError: a model that writes nothing, or learned positions that end before.
         """
-        model, tokenizer = trained.trainer.model(trained.params), trained.text.tokenizer
-        choice: Choice = Sample() if temperature else Greedy()
-        chain = Chain(processors=(Temperature(value=temperature),)) if temperature else Chain()
-        how = Generation(tokens=self.length, end=(tokenizer.eos,), choice=choice, processors=chain)
+        end = trained.text.tokenizer.eos
         longest = max(map(len, prompts))
-        self._fits(model, longest)
-        written = continued(trained, prompts, how, longest=longest, rows=self.rows)
-        return [_without_end(line, tokenizer.eos) for line in written]
+        self._fits(trained.trainer.model(trained.params), longest)
+        how = dataclasses.replace(how, tokens=self.length, end=(end,))
+        found = continued(trained, prompts, how, longest=longest, rows=self.rows, draw=draw)
+        return [line._replace(ids=_without_end(line.ids, end)) for line in found]
 
     def _fits(self, model: Model | Encoder, longest: int) -> None:
         if isinstance(model, Encoder):
@@ -151,6 +155,12 @@ class Repetition:
                         f"Repetition.length = {self.length} after {longest} tokens: {most} are read, but positions of "
                         f"the model ({type(scheme).__name__}) end at {scheme.limit}; lower Repetition.length or .prompt"
                     )
+
+
+def _fitted(found: T50) -> dict[str, float | None]:
+    high = None if found.censored == "right" else found.high
+    side = {"left": -1, None: 0, "right": 1}[found.censored]
+    return {"value": found.value, "low": found.low, "high": high, "censored": side}
 
 
 def _without_end(ids: np.ndarray, end: int) -> np.ndarray:

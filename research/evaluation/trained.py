@@ -43,6 +43,27 @@ class Evaluation(Protocol):
     def __call__(self, trained: Trained) -> Scores: ...
 
 
+@runtime_checkable
+class Reference(Protocol):
+    """Another model, of the same tokenizer, that an evaluation asks: `experiments.stages.Stage`, or `Known`."""
+
+    def trained(self, text: Dataset) -> tuple[Trainer, Any]:
+        """Its functions and its parameters; a ValueError where it is not trained, or reads other tokens than `text`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A model at hand."""
+
+    trainer: Trainer
+    params: Any
+
+    def trained(self, text: Dataset) -> tuple[Trainer, Any]:
+        """Both."""
+        return self.trainer, self.params
+
+
 def require_tokens(trained: Trained, evaluation: str) -> None:
     """ValueError where the model tells classes, of which the evaluation of that name says nothing."""
     model = trained.trainer.model(trained.params)

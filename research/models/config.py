@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from research.attention.masks import Mask
 from research.attention.positions import Rotary, Scheme
 from research.attention.recurrence import Recurrent
+from research.settings import LATER
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,9 @@ class StackConfig:
         Transformer), or None. The masks alone say how far back a query sees.
       pattern: block specs repeated over the layers: layer i is `pattern[i % len(pattern)]`.
       dropout, attention_dropout: rates on sublayer outputs and the input; on attention probabilities.
+      input_noise: alpha of NEFTune (Jain et al. 2024, algorithm 1): in training the vectors of a line of n tokens are
+        off by uniform draws from [-1, 1] times alpha / sqrt(n m). Its authors add 5 to 15 to vectors that are smaller
+        than ours, which begin with entries of size 1.
       softcap: of attention scores, or None.
       sinks: a learned attention sink for each head.
       dtype: of the computation; parameters are float32.
@@ -151,6 +155,7 @@ class StackConfig:
     pattern: tuple[BlockSpec, ...] = (BlockSpec(),)
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    input_noise: float = dataclasses.field(default=0.0, metadata=LATER)
     softcap: float | None = None
     sinks: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -184,6 +189,8 @@ class StackConfig:
             raise ValueError(
                 f"StackConfig.use_bias = {self.use_bias!r}: expected True, False or a tuple of some of {BIASED}"
             )
+        if not self.input_noise >= 0:
+            raise ValueError(f"StackConfig.input_noise = {self.input_noise}: expected at least 0")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"StackConfig.{name} = {getattr(self, name)}: expected 0 <= rate < 1")

@@ -66,6 +66,14 @@ def dropped(x: Float[Array, "b n m"], rate: float, key: Array | None) -> Float[A
     return jnp.where(keep, x / (1 - rate), 0)
 
 
+def disturbed(x: Float[Array, "b n m"], alpha: float, key: Array | None) -> Float[Array, "b n m"]:
+    """Uniform noise of size alpha / sqrt(n m), where there are keys (NEFTune); a row's depends on its key alone."""
+    if key is None or not alpha:
+        return x
+    draw = jax.vmap(lambda own: jax.random.uniform(own, x.shape[1:], minval=-1.0, maxval=1.0))(key)
+    return x + (alpha * (x.shape[1] * x.shape[2]) ** -0.5 * draw).astype(x.dtype)
+
+
 def spread(x: Float[Array, "*b n m"]) -> Float[Array, "*b n m"]:
     """Hidden states split over the ambient mesh as attention splits them: by rows and tokens, features whole."""
     return sharded.placed(x, sharded.ROWS, sharded.SEQUENCE, ()) if x.ndim == 3 else x

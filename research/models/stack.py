@@ -12,7 +12,7 @@ from research.attention.masks import Mask, Slots
 from research.attention.memory import Line
 from research.attention.positions import Positions
 from research.models.config import BlockSpec, StackConfig
-from research.models.layers import PRODUCT, Block, Left, Source, child, dropped, folded, norm
+from research.models.layers import PRODUCT, Block, Left, Source, child, disturbed, dropped, folded, norm
 
 POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
@@ -88,6 +88,7 @@ class Stack(nnx.Module):
         # A pattern that fills the stack is no loop; as one of a single turn XLA would copy a cache to write into it.
         whole, tail = divmod(layers, period) if layers > period else (0, layers)
         reader = reader or Line(slots)
+        x = disturbed(x, config.input_noise, None if key is None else child(key, "noise"))
         for positions in self.positions:
             x = positions.embed(x, slots)
         x = x if self.input_norm is None else self.input_norm(x)

@@ -6,11 +6,7 @@ numbers from the train state; so a grid of learning rates compiles once, and an 
 
 import copy
 import dataclasses
-from types import MappingProxyType
 from typing import Any
-
-# Metadata of a field that came later: keys of runs leave it out at its default, and so are what they were before.
-LATER = MappingProxyType({"later": True})
 
 
 class _Blank(float):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from research.attention.platforms import platform
 
@@ -82,6 +82,79 @@ def token_divergence(
 
     total, _ = jax.lax.scan(one, jnp.float32(0), _split(chunks, base_hidden, hidden, weights))
     return total
+
+
+def token_unlikelihood(
+    model: Callable[[Array], Array],
+    hidden: Float[Array, "b t m"],
+    read: Int[Array, "b t"],
+    segments: Int[Array, "b t"],
+    labels: Int[Array, "b t"],
+    weights: Float[Array, "b t"],
+) -> Float[Array, ""]:
+    """Weighted sum over tokens of -log(1 - p(c)), summed over the different tokens c that were read up to there in the
+    same segment and are not the label, in nats (Welleck et al. 2020, equations 3 and 4), chunk by chunk as above.
+
+    Args:
+      model: hidden states to log-probabilities [b n v].
+      hidden: what it reads.
+      read, segments: the tokens that the model reads, and of which text each is.
+      labels, weights: of the tokens.
+    """
+    rows, length = weights.shape
+    size = jax.eval_shape(model, hidden).shape[-1] * weights.size
+    budget = LOGITS.get(platform(), LOGITS_ELSEWHERE) * _devices()
+    chunks = min(-(-size // budget), length)
+    place = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    first = _first_of_kind(read, segments)
+
+    @jax.checkpoint
+    def one(total: Array, chunk: Any) -> tuple[Array, None]:
+        states, wanted, shares, here, segment = chunk
+        asked = jnp.broadcast_to(read[:, None], (*here.shape, length))
+        unlikely = log_not(jnp.take_along_axis(model(states), asked, axis=-1))
+        before = (place[:, None] <= here[..., None]) & (segments[:, None] == segment[..., None])
+        candidate = first[:, None] & before & (asked != wanted[..., None])
+        return total - jnp.sum(shares * jnp.sum(jnp.where(candidate, unlikely, 0), axis=-1)), None
+
+    total, _ = jax.lax.scan(
+        one, jnp.float32(0), _split(chunks, hidden, labels, weights.astype(jnp.float32), place, segments)
+    )
+    return total
+
+
+def label_log_probabilities(
+    model: Callable[[Array], Array], hidden: Float[Array, "b t m"], labels: Int[Array, "b t"]
+) -> Float[Array, "b t"]:
+    """Of each label, chunk by chunk as above; `model`: hidden states to log-probabilities [b n v]."""
+    size = jax.eval_shape(model, hidden).shape[-1] * labels.size
+    budget = LOGITS.get(platform(), LOGITS_ELSEWHERE) * _devices()
+    chunks = min(-(-size // budget), labels.shape[1])
+
+    @jax.checkpoint
+    def one(_: None, chunk: tuple[Array, Array]) -> tuple[None, Array]:
+        states, wanted = chunk
+        return None, jnp.take_along_axis(model(states), wanted[..., None], axis=-1)[..., 0]
+
+    _, found = jax.lax.scan(one, None, _split(chunks, hidden, labels))
+    return _join(found, labels.shape[1])
+
+
+def log_not(log_p: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """log(1 - p), where p is at most 1 - 1e-5, so that what is certain has a finite loss and no gradient."""
+    return jnp.log1p(-jnp.minimum(jnp.exp(log_p), 1 - 1e-5))
+
+
+def _first_of_kind(ids: Int[Array, "b t"], segments: Int[Array, "b t"]) -> Bool[Array, "b t"]:
+    """Where a token comes for the first time in its segment."""
+
+    def row(ids: Array, segments: Array) -> Array:
+        order = jnp.lexsort((ids, segments))  # stable: equal ones stay in order
+        kinds = jnp.stack([ids, segments])[:, order]
+        new = jnp.any(kinds[:, 1:] != kinds[:, :-1], axis=0)
+        return jnp.zeros(len(ids), bool).at[order].set(jnp.concatenate([jnp.ones(1, bool), new]))
+
+    return jax.vmap(row)(ids, segments)
 
 
 def _devices() -> int:

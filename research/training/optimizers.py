@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array
 
 from research.models.paths import layers, named, path_of
-from research.training.hyperparameters import LATER
+from research.settings import LATER
 from research.training.schedules import Constant, Cosine, Linear, Schedule
 
 __all__ = [

@@ -14,12 +14,19 @@ from jaxtyping import Array, Float
 from research.attention.masks import Mask
 from research.batch import Batch
 from research.data.pipeline import Dataset
-from research.models.families import DecoderConfig, EncoderDecoderConfig, FamilyConfig, Model, Output
+from research.models.families import (
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+    FamilyConfig,
+    Model,
+    Output,
+)
 from research.models.paths import named, path_of
 from research.models.stack import Stack
-from research.training import hyperparameters
+from research.settings import LATER
+from research.training import hyperparameters, repetition
 from research.training.adapters import LoRA
-from research.training.hyperparameters import LATER
 from research.training.losses import token_loss
 from research.training.optimizers import Optimizer, above
 from research.training.precision import LossScale
@@ -45,7 +52,7 @@ class Recipe:
         what training comes to (WiSE-FT, Wortsman et al. 2022, section 3); None: there is none.
       loss_scale: for float16, or None.
       compression: weight of what a memory's compression learns by reconstruction.
-      remedies: against forgetting what the run starts from; see `remedies`.
+      remedies: against forgetting what the run starts from, see `remedies`, and against repetition, see `repetition`.
     """
 
     tunable: ClassVar[tuple[str, ...]] = ("z_loss", "average", "base_share", "compression")
@@ -154,7 +161,7 @@ class Trainer:
                 "dtype = 'bfloat16'"
             )
         self._remembering = next((s for s in stacks if s.config.memory is not None), None)
-        _check_remedies(recipe, optimizer, remembering=self._remembering is not None)
+        _check_remedies(config, recipe, optimizer, remembering=self._remembering is not None)
 
     def under(self, mask: Mask) -> "Trainer":
         """The functions of the same model under another mask, which takes the same parameters.
@@ -169,12 +176,12 @@ class Trainer:
                 f"{type(self.config).__name__} under another mask, {mask}: expected a single stack whose blocks "
                 "all see what DecoderConfig.mask shows"
             )
+        return self.of(dataclasses.replace(self.config, mask=mask))
+
+    def of(self, config: FamilyConfig) -> "Trainer":
+        """The functions of another model that takes the same parameters."""
         return Trainer(
-            dataclasses.replace(self.config, mask=mask),
-            vocab=self._vocab,
-            optimizer=self._optimizer,
-            steps=self._steps,
-            recipe=self.recipe,
+            config, vocab=self._vocab, optimizer=self._optimizer, steps=self._steps, recipe=self.recipe
         )
 
     def trained_by(self, optimizer: Optimizer, steps: int) -> "Trainer":
@@ -459,10 +466,15 @@ class Trainer:
         return sum(float(total) for total, _ in sums) / weight
 
 
-def _check_remedies(recipe: Recipe, optimizer: Optimizer, *, remembering: bool) -> None:
+def _check_remedies(config: FamilyConfig, recipe: Recipe, optimizer: Optimizer, *, remembering: bool) -> None:
     """ValueError where a remedy does not go with the model, the optimizer or the rest of the recipe."""
     averages = recipe.averages
     for remedy in recipe.remedies:
+        if isinstance(remedy, repetition.Unprepared) and isinstance(config, EncoderConfig):
+            raise ValueError(
+                f"Recipe.remedies has {type(remedy).__name__}, which is of text that is written token by token, but "
+                "the model is an Encoder; leave it out"
+            )
         predicts = isinstance(remedy, LwF) or (isinstance(remedy, EWC) and remedy.labels != "true")
         if remembering and predicts:
             raise ValueError(

@@ -94,6 +94,9 @@ def test_values_are_found_by_dotted_path():
     assert row().value("metrics.loss") == 0.1 + 0.2
     assert row().value("timing.wall_seconds") is None
     assert row().value("seed") == 0
+    curve = {"uniq": {"0": 1, "0.5": 2}}
+    measured = dataclasses.replace(row(), metrics={**row().metrics, "repetition": curve})
+    assert [measured.value(f"metrics.repetition.uniq.{label}") for label in ("0", "0.5")] == [1, 2]
 
 
 @pytest.mark.parametrize("path", ["metrics.los", "metric.loss", "metrics.loss.x"])

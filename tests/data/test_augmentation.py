@@ -12,6 +12,7 @@ from research.data.augmentation import (
     EDA,
     Duplicate,
     Noise,
+    RepetitionMasking,
     SpanMasking,
     TokenMasking,
     Transform,
@@ -24,7 +25,7 @@ from research.data.windows import Chat, Plain, TokenWindow
 T = Bytes()
 WORDS = {"good": ("fine", "great"), "film": ("movie",), "in": ("indium",), "big": ("large",)}
 FLAT = np.where(np.isin(np.arange(T.vocab_size), T.text_ids), 1 / 256, 0.0)
-NOISES = [TokenMasking(rate=0.3), SpanMasking(rate=0.3), UnigramNoise(rate=0.3)]
+NOISES = [TokenMasking(rate=0.3), SpanMasking(rate=0.3), UnigramNoise(rate=0.3), RepetitionMasking(rate=0.3)]
 
 
 def rng(seed=0):
@@ -276,6 +277,33 @@ def test_unigram_noise_follows_the_distribution():
     out = UnigramNoise(rate=1.0)(np.full(10_000, 100, np.int32), rng(), T, unigram)
     counts = np.bincount(out, minlength=T.vocab_size) / 10_000
     assert np.abs(counts - unigram).max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "expected"),
+    [
+        ("abcdab", 2, "abcd__"),
+        ("aaaa", 2, "a___"),
+        ("abcabcabc", 3, "abc______"),
+        ("aba", 1, "ab_"),
+        ("ab", 3, "ab"),
+    ],
+)
+def test_repetition_is_masked_where_it_comes_again(text, n, expected):
+    out = RepetitionMasking(rate=1.0, n=n)(T.encode(text), rng(), T, FLAT)
+    assert out.tolist() == [T.mask if letter == "_" else int(T.encode(letter)[0]) for letter in expected]
+
+
+def test_a_share_of_repetition_is_masked_and_no_n_gram_goes_over_a_special():
+    line = np.concatenate([T.encode("ab"), [T.eos], T.encode("b" + "ab" * 50)]).astype(np.int32)
+    assert (RepetitionMasking(rate=1.0, n=3)(line[:6], rng(), T, FLAT) == line[:6]).all()
+    counts = [
+        (RepetitionMasking(rate=0.3, n=2)(line, rng(seed), T, FLAT) == T.mask).sum() for seed in range(200)
+    ]
+    # All but "ab", EOS and "b": "ab" is there again from its second time on.
+    assert abs(np.mean(counts) - 0.3 * 100) < 0.2
+    with pytest.raises(ValueError, match="RepetitionMasking.n = 0"):
+        RepetitionMasking(rate=0.5, n=0)
 
 
 def test_rate_1_masks_all_text():

@@ -102,7 +102,7 @@ def test_samples_depend_on_seed_and_prompt_and_not_on_the_batch():
     assert [line.tolist() for line in usual] != [line.tolist() for line in other]
 
 
-def test_t50_is_there_where_it_is_not_censored(monkeypatch):
+def test_t50_says_whether_it_is_censored(monkeypatch):
     found = trained("causal")
     loop, none = np.tile(np.arange(3, dtype=np.int32), 4), np.arange(12, dtype=np.int32)
 
@@ -117,8 +117,9 @@ def test_t50_is_there_where_it_is_not_censored(monkeypatch):
 
     assert scores((5, 0))["t50"]["value"] == pytest.approx(0.5, abs=1e-3)
     assert scores((5, 0))["loop@holtzman-code"] == {"0": 1.0, "1": 0.0}
-    assert "t50" not in scores((2, 0))
-    assert "t50" not in scores((5, 5))
+    assert scores((5, 0))["t50"]["censored"] == 0
+    assert scores((2, 0))["t50"] == {"value": 0, "low": 0, "high": 0, "censored": -1}
+    assert scores((5, 5))["t50"] == {"value": 1, "low": 1, "high": None, "censored": 1}
 
 
 def test_what_samples_do_not_have_is_left_out():

@@ -293,7 +293,7 @@ class Waiting:
 
     def __init__(self, runs, title):
         self.title, self.runs, self.data_dir, self.row = title, runs, None, None
-        self.again, self.base, self.followers = False, None, ()
+        self.again, self.followers, self.before, self.asked = False, (), (), ()
         planned = SimpleNamespace(steps=1, deterministic=False)
         self.job = SimpleNamespace(folder=runs / title, planned=planned, twins=title, evaluated=set())
         self.job.folder.mkdir(parents=True)

@@ -11,7 +11,7 @@ from research.attention.masks import Prefix, Slots
 from research.batch import Batch, Tokens
 from research.models.config import StackConfig
 from research.models.families import DecoderConfig, EncoderDecoderConfig
-from research.models.layers import dropped, row_keys
+from research.models.layers import disturbed, dropped, row_keys
 
 VOCAB, ROWS, N = 19, 4, 12
 STACK = StackConfig(
@@ -66,6 +66,25 @@ def test_a_row_drops_the_same_whatever_other_rows_share_its_batch(family, rates)
         np.testing.assert_allclose(alone, together[half], atol=1e-5)
     moved = hidden(model, whole, keys[::-1])
     assert (np.abs(np.asarray(moved - together)).max((1, 2)) > 1e-2).all()
+
+
+def test_input_noise_is_uniform_of_its_size_and_training_s_alone():
+    alpha, n, m = 4.0, 12, 16
+    x = jnp.zeros((200, n, m))
+    noise = np.asarray(disturbed(x, alpha, row_keys(KEY, 200)))
+    size = alpha / np.sqrt(n * m)
+    assert np.abs(noise).max() <= size
+    np.testing.assert_allclose(noise.var(), size**2 / 3, rtol=0.02)
+    np.testing.assert_allclose(noise.mean(), 0, atol=0.005 * size)
+    np.testing.assert_array_equal(noise[:2], disturbed(x[:2], alpha, row_keys(KEY, 2)))
+    one = batch("decoder")
+    plain, noisy = (
+        build("decoder", dropout=0.0, attention_dropout=0.0, input_noise=each) for each in (0.0, alpha)
+    )
+    np.testing.assert_array_equal(noisy.apply(one).hidden, plain.apply(one).hidden)
+    assert np.abs(hidden(noisy, one, KEY) - hidden(plain, one, KEY)).max() > 1e-2
+    with pytest.raises(ValueError, match="StackConfig.input_noise = -1"):
+        dataclasses.replace(STACK, input_noise=-1.0)
 
 
 def test_the_key_of_a_row_does_not_depend_on_how_many_rows_there_are():
