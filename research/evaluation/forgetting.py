@@ -22,7 +22,6 @@ from research.evaluation.likelihood import held_out
 from research.evaluation.trained import Scores, Trained, require_tokens
 
 Matrix = Float[np.ndarray, "t t"]
-Frontier = Float[np.ndarray, "n 2"]  # points of an arm: what was learned, and what was forgotten for it
 
 
 def accuracy(scores: Matrix) -> float:
@@ -87,26 +86,6 @@ def retained(before: float, after: float, *, chance: float = 0.0) -> float:
 def delta_nll(before: float, after: float) -> float:
     """What was forgotten of a text, in nats per token: its loss after tuning less its loss before."""
     return after - before
-
-
-def forgetting_at(frontier: Frontier, at: float) -> float | None:
-    """What was forgotten where `at` was learned, on straight lines between the points of an arm.
-
-    Points of equal learning count as their mean. None outside the range that the arm measured: nothing is extrapolated.
-    """
-    learned = np.unique(frontier[:, 0])
-    if not len(learned) or not learned[0] <= at <= learned[-1]:
-        return None
-    forgotten = [frontier[frontier[:, 0] == value, 1].mean() for value in learned]
-    return float(np.interp(at, learned, forgotten))
-
-
-def matched(a: Frontier, b: Frontier, at: float) -> float | None:
-    """How much more arm `a` forgets than arm `b` where both have learned `at`; None: not comparable, since one of them
-    measured nothing on one side of it.
-    """
-    one, other = forgetting_at(a, at), forgetting_at(b, at)
-    return None if one is None or other is None else one - other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

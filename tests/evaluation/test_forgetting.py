@@ -16,7 +16,7 @@ from research.data.objectives import CausalLM, Classification, PrefixLM, Seq2Seq
 from research.data.pipeline import Data
 from research.data.tokenizers import Bytes
 from research.evaluation import forgetting
-from research.evaluation.forgetting import Retention, forgetting_at, matched
+from research.evaluation.forgetting import Retention
 from research.evaluation.likelihood import held_out
 from research.evaluation.trained import Evaluation, Trained
 from research.models.config import StackConfig
@@ -86,29 +86,6 @@ def test_what_is_left_of_a_score():
     with pytest.raises(ValueError, match=r"a score of 0.5 before, expected more than chance = 0.5"):
         forgetting.retained(0.5, 0.4, chance=0.5)
     assert forgetting.delta_nll(2.0, 2.5) == 0.5
-
-
-def test_forgetting_is_compared_where_as_much_was_learned():
-    a = np.array([[1.5, 0.9], [2.0, 0.5], [1.7, 0.7]])  # in any order
-    b = np.array([[1.6, 0.4], [1.9, 0.1], [1.9, 0.3]])
-    assert forgetting_at(a, 1.6) == pytest.approx(0.8)
-    assert forgetting_at(b, 1.75) == pytest.approx(0.3)  # at 1.9 it is the mean, 0.2
-    assert matched(a, b, 1.6) == pytest.approx(0.4)
-    assert matched(b, a, 1.6) == pytest.approx(-0.4)
-    assert forgetting_at(a, 1.5) == 0.9  # the ends belong to the range
-    assert forgetting_at(a, 2.0) == 0.5
-
-
-def test_nothing_is_extrapolated():
-    a, b = np.array([[1.5, 0.9], [2.0, 0.5]]), np.array([[1.6, 0.4], [1.9, 0.2]])
-    for at in (1.49, 2.01):
-        assert forgetting_at(a, at) is None
-    for at in (1.55, 1.95):  # only one of them measured it
-        assert forgetting_at(a, at) is not None
-        assert matched(a, b, at) is None
-        assert matched(b, a, at) is None
-    assert forgetting_at(np.zeros((0, 2)), 1.0) is None
-    assert forgetting_at(np.array([[1.5, 0.9]]), 1.5) == 0.9
 
 
 @dataclasses.dataclass(frozen=True)

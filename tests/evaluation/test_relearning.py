@@ -15,7 +15,8 @@ from research.evaluation.trained import Trained
 from research.models.config import StackConfig
 from research.models.families import DecoderConfig, EncoderConfig
 from research.training.optimizers import AdamW
-from research.training.step import Trainer
+from research.training.precision import LossScale
+from research.training.step import Recipe, Trainer
 
 STACK = StackConfig(layers=1, width=16, heads=2)
 EARLIER = Words(seed=1, words=("alpha", "beta", "gamma", "delta"))
@@ -79,3 +80,15 @@ def test_what_it_cannot_measure_is_one_line(tuned):
     for steps in ((), (3, 2), (0, 1)):
         with pytest.raises(ValueError, match="expected at least one, rising from 1"):
             Relearning(steps=steps)
+
+
+def test_a_model_of_float16_relearns_with_its_loss_scale(tuned):
+    config = DecoderConfig(stack=dataclasses.replace(STACK, dtype="float16"))
+    vocab = tuned.text.tokenizer.vocab_size
+    functions = Trainer(
+        config, vocab=vocab, optimizer=AdamW(), steps=60, recipe=Recipe(loss_scale=LossScale())
+    )
+    found = Relearning(corpus=EARLIER, steps=(8,), evaluation=PrefixLM())(
+        dataclasses.replace(tuned, trainer=functions)
+    )
+    assert found["loss"]["8"] < found["loss"]["0"]

@@ -10,8 +10,10 @@ from test_remedies import EARLIER, drawn_kept, near, prepared, same, text, train
 from test_step import CAUSAL, STACK, VOCAB, batch
 
 from research.models.families import EncoderConfig, EncoderDecoderConfig
+from research.training.adapters import LoRA
 from research.training.ensemble import Solo
 from research.training.optimizers import SGD
+from research.training.precision import LossScale
 from research.training.rehearsal import GenerativeReplay
 from research.training.remedies import L2SP, SI
 from research.training.schedules import Constant
@@ -57,6 +59,43 @@ def test_its_own_pull_is_no_part_of_the_way():
     new, _ = held.step(state, batch())
     expected = jax.tree.map(lambda slope, old, new: -slope * (new - old), gradient, before, new.params)
     near(new.kept[0]["path"], expected, rtol=0.02, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 2}, {"loss_scale": LossScale()}])
+def test_the_way_is_that_of_the_whole_batch_and_of_gradients_without_a_scale(options):
+    ways = []
+    for given in ({}, options):
+        optimizer = SGD(learning_rate=1e-2, schedule=Constant(), clip=None, momentum=None)
+        recipe = Recipe(remedies=(SI(strength=0.0),), **given)
+        functions = Trainer(CAUSAL, vocab=VOCAB, optimizer=optimizer, steps=3, recipe=recipe)
+        state = functions.initial(jax.random.key(0))
+        for seed in range(3):
+            state, _ = functions.step(state, batch(seed))
+        ways.append(state.kept[0]["path"])
+    assert total(ways[0]) > 0
+    near(ways[1], ways[0], rtol=1e-3, atol=1e-7)
+
+
+def test_with_low_rank_factors_the_way_is_that_of_whole_matrices():
+    optimizer = LoRA(learning_rate=1e-2, schedule=Constant(), clip=None)
+    functions = Trainer(
+        CAUSAL, vocab=VOCAB, optimizer=optimizer, steps=3, recipe=Recipe(remedies=(SI(strength=0.0),))
+    )
+    state, rows = functions.initial(jax.random.key(0)), batch()
+    for _ in range(2):  # in the first step half of the factors are zero
+        before = jax.tree.map(jnp.copy, (state.params, state.kept[0]["path"]))
+        state, _ = functions.step(state, rows)
+
+    def loss(params):
+        summed, weight = functions.loss(params, rows)
+        return summed / weight
+
+    slope = jax.grad(loss)(before[0])
+    expected = jax.tree.map(
+        lambda path, down, old, new: path - down * (new - old), before[1], slope, before[0], state.params
+    )
+    near(state.kept[0]["path"], expected, rtol=1e-3, atol=1e-7)
+    assert total(state.kept[0]["path"]) != 0
 
 
 def test_the_next_run_adds_the_way_for_how_far_it_was():
