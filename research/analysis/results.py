@@ -61,7 +61,7 @@ class Row:
         value, left = dataclasses.asdict(self), path.split(".")
         while left:
             known = value if isinstance(value, Mapping) else {}
-            size = next((n for n in range(1, len(left) + 1) if ".".join(left[:n]) in known), None)
+            size = next((n for n in range(len(left), 0, -1) if ".".join(left[:n]) in known), None)
             if size is None:
                 there = ", ".join(sorted(known)) or "nothing"
                 raise KeyError(f"{self.name}: no value {path!r}: {left[0]!r} is not one of: {there}")
