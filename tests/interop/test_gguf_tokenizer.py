@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers
 from research.data.subwords import BPE
 from research.data.tokenizers import Tokenizer, TokenizerSource
 from research.interop.gguf import open_file
-from research.interop.gguf_tokenizer import FromGGUF
+from research.interop.gguf_tokenizer import FromGGUF, PublishedGGUF
 from research.interop.weights import WeightsError
 
 
@@ -352,3 +352,9 @@ def test_sentencepiece_that_lacks_something_is_refused(tmp_path, changes, wrong)
         FromGGUF(path=str(write(tmp_path / "a.gguf", TABLE, metadata))).ready(())
     assert wrong in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_only_gguf_files_of_the_catalog_have_a_tokenizer_in_them():
+    with pytest.raises(ValueError, match=r"PublishedGGUF.name is 'minilm', expected one of smollm2") as error:
+        PublishedGGUF(name="minilm").ready((), None)
+    assert "\n" not in str(error.value)
