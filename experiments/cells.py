@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import configs, experiment, folders, running, scoring, stages, twins
+from experiments import configs, experiment, folders, running, scoring, twins
 from experiments.experiment import Experiment
 from experiments.folders import InUse
 from experiments.stages import Stage
@@ -65,7 +65,7 @@ class Cell:
           ConfigError: as `base`.
         """
         where = f"configs/{self.study.name}/study.gin"
-        every = [stages.asked(one).values() for one in self.study.evaluations(self.arm).values()]
+        every = [experiment.asked(one).values() for one in self.study.evaluations(self.arm).values()]
         arms = dict.fromkeys(stage.arm for asked in every for stage in asked)
         return tuple(self._other(arm, where) for arm in arms)
 
@@ -88,7 +88,7 @@ class Cell:
             planned = dataclasses.replace(planned, init_from=_found(planned.init_from, self.base))
         asked = {cell.arm: cell for cell in self.asked}
         evaluations = {
-            name: stages.asking(one, lambda stage: _found(stage, asked[stage.arm]))
+            name: experiment.asking(one, lambda stage: _asked(stage, asked[stage.arm]))
             for name, one in self.study.evaluations(self.arm).items()
         }
         names = twins.pattern(self.seed, experiment.key(planned, self.data_dir))
@@ -134,6 +134,12 @@ class Cell:
 def _found(stage: Stage, cell: Cell) -> Stage:
     """A stage that knows its arm's experiment and run folder."""
     return dataclasses.replace(stage, base=cell.job.planned, place=str(cell.job.folder))
+
+
+def _asked(stage: Stage, cell: Cell) -> Stage:
+    """The same, for an evaluation."""
+    found = _found(stage, cell)
+    return dataclasses.replace(found, key=found.fingerprint(cell.data_dir))
 
 
 def _check_other(planned: Study, chain: Sequence[str], base: str, seed: int, where: str) -> None:

@@ -81,18 +81,21 @@ def chosen(evaluations: Mapping[str, Evaluation], names: str, where: str) -> dic
 
 
 def of_study(name: str) -> tuple[dict[str, Evaluation], tuple[str, ...]]:
-    """The evaluations of a study, as its study.gin has them, and the names of those of its first comparison.
+    """The evaluations of a study, as its study.gin has them, and the names of those of its first comparison; without
+    those that ask another arm.
 
     Raises:
       ConfigError: there is no such study, or it has none.
     """
     table = study.declared(name)
-    found, first = table.evaluations, next(iter(table.compared), "")
+    first = next(iter(table.compared), "")
+    found = {label: one for label, one in table.evaluations.items() if not experiment.asked(one)}
     if not found:
         raise configs.ConfigError(
-            f"--study={name}: Table.evaluations in configs/{name}/study.gin is empty; leave the flag out"
+            f"--study={name}: Table.evaluations in configs/{name}/study.gin is empty, or asks other arms in all, which "
+            "only a launch can; leave the flag out"
         )
-    return found, table.measured.get(first, tuple(found))
+    return found, tuple(label for label in table.measured.get(first, tuple(found)) if label in found)
 
 
 def measure(

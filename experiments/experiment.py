@@ -227,6 +227,19 @@ def _sha256(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
+def asked(evaluation: Any) -> dict[str, Any]:
+    """The other arms that an evaluation, a frozen dataclass, asks, by the names of its fields: `stages.Stage`."""
+    named = {field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)}
+    return {name: value for name, value in named.items() if isinstance(value, Start)}
+
+
+def asking(evaluation: Any, change: Callable[[Any], Any]) -> Any:
+    """The evaluation with other stages, or what stands for them."""
+    return dataclasses.replace(
+        evaluation, **{name: change(stage) for name, stage in asked(evaluation).items()}
+    )
+
+
 def describe(value: Any, *, texts: bool = False) -> Any:
     """A config tree as JSON: frozen values by the name of their class and all their fields, defaults included, but of
     corpora only how they are mixed, and of a tokenizer's files not where they are; see `settings.LATER` too.
@@ -245,12 +258,9 @@ def describe(value: Any, *, texts: bool = False) -> Any:
             fields.pop("corpus", None)
         if isinstance(value, Pretrained):
             fields.pop("path", None)
-        if "place" in fields and isinstance(value, Start):  # that an evaluation asks
-            fields.pop("place")
-        parts = {
-            name: part.key() if isinstance(part, Experiment) else describe(part, texts=texts)
-            for name, part in fields.items()
-        }
+        if "place" in fields and isinstance(value, Start):  # that an evaluation asks: its key says what it is
+            fields = {name: part for name, part in fields.items() if name not in ("place", "base")}
+        parts = {name: describe(part, texts=texts) for name, part in fields.items()}
         return {"is": type(value).__qualname__, **parts}
     if isinstance(value, tuple):
         return [describe(item, texts=texts) for item in value]

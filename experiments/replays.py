@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import experiment, machine, stages
+from experiments import experiment, machine
 from experiments.experiment import Experiment, dataset, trainer
 from research.data.pipeline import Dataset
 from research.evaluation.trained import Evaluation, Known, Trained
@@ -62,7 +62,7 @@ def replayed(
 def _rehearsed(evaluation: Evaluation, text: Dataset, data_dir: str | None) -> Evaluation:
     """The evaluation, asking what a short run makes of each model that it asks, so that no run folder is needed."""
     train = functools.partial(_of_base, data_dir=data_dir)
-    return stages.asking(evaluation, lambda stage: Known(*stage.shortly(text, train)))
+    return experiment.asking(evaluation, lambda stage: Known(*stage.shortly(text, train)))
 
 
 class _Short(NamedTuple):

@@ -40,12 +40,14 @@ class Stage:
       differing: settings of the model that may differ, as in `pretrained.Parameters`.
       base: that arm's experiment; the study fills it in for each cell.
       place: its run folder; the study fills it in too.
+      key: of its experiment, where an evaluation asks it, so that it is part of what is measured; likewise.
     """
 
     arm: str
     differing: tuple[str, ...] = ()
     base: Experiment | None = None
     place: str = ""
+    key: str = ""
 
     def fingerprint(self, data_dir: str | None) -> str:
         """The key of the base: it decides the parameters, and is known before there are any.
@@ -144,19 +146,6 @@ class Stage:
                 "experiments.launch trains; launch the study, or give experiments.train --init_from=RUN"
             )
         return self.base
-
-
-def asked(evaluation: Any) -> dict[str, Stage]:
-    """The arms that an evaluation, a frozen dataclass, asks, by the names of its fields."""
-    named = {field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)}
-    return {name: value for name, value in named.items() if isinstance(value, Stage)}
-
-
-def asking(evaluation: Any, change: Callable[[Stage], Any]) -> Any:
-    """The evaluation with other stages, or what stands for them."""
-    return dataclasses.replace(
-        evaluation, **{name: change(stage) for name, stage in asked(evaluation).items()}
-    )
 
 
 def _folder(text: Dataset) -> str | None:

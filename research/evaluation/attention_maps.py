@@ -20,7 +20,11 @@ def attention_maps(trainer: Trainer, params: Any, batch: Batch) -> tuple[Float[A
     """The self-attention of each layer of the stack that writes, by row, head, query and key, without dropout; a
     learned sink takes nothing from these shares.
 
-    The same model runs with dense attention, of which the shares are the output for values that are unit vectors.
+    The same model runs with dense attention, of which the shares are the output for values that are unit vectors. Not
+    for models that devices share.
+
+    Raises:
+      ValueError: one stack reads source and target, both causally, so that its layers cannot be told apart.
     """
     return _watched(trainer)(params, batch)
 
@@ -36,6 +40,12 @@ def _watched(trainer: Trainer) -> Callable[[Any, Batch], tuple[Array, ...]]:
             units = jnp.broadcast_to(units, (*k.shape[:-1], units.shape[-1]))
             seen.append(dense.attend(q, k, units, mask=mask, **call)[0])
         return dense.attend(q, k, v, mask=mask, **call)
+
+    if two_stacks and trainer.config.encoder_mask.causal:
+        raise ValueError(
+            f"attention of an encoder-decoder whose source is read under {trainer.config.encoder_mask}: its layers "
+            "cannot be told from those of the decoder; leave SelfReinforcement out"
+        )
 
     def watched(stack: Any) -> Any:
         return dataclasses.replace(stack, backend=watch, remat="none")

@@ -13,6 +13,7 @@ from research.generation import contrastive, search
 from research.generation.contrastive import ContrastiveSearch
 from research.generation.engine import Generation, generate, prompt
 from research.generation.search import Beam
+from research.models.families import EncoderDecoder, Model
 
 How = Generation | Beam | ContrastiveSearch
 
@@ -59,6 +60,20 @@ def continued(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + np.arange(rows))
         found += _lines(model, begun, keys, how, source)
     return found[: len(prompts)]
+
+
+def beyond(model: Model, given: int, written: int) -> tuple[int, str, int] | None:
+    """Where a model has learned positions that end before what it reads, how many tokens those are, what the positions
+    are called, and where they end; `given`: tokens of a prompt, `written`: those after it.
+    """
+    stacks = [(model.decoding, 1 + written + (0 if model.reads_source else given))]
+    if isinstance(model, EncoderDecoder):
+        stacks.append((model.config.encoder, given))
+    for stack, read in stacks:
+        for scheme in (spec.positions or stack.positions for spec in stack.pattern):
+            if scheme.limit is not None and scheme.limit < read:
+                return read, type(scheme).__name__, scheme.limit
+    return None
 
 
 def _lines(model: Any, begun: Any, keys: Any, how: How, source: Any) -> list[Line]:

@@ -14,14 +14,13 @@ from research.batch import Batch
 from research.data.layouts import Concatenate, Split
 from research.data.objectives import Example, ones
 from research.data.pipeline import Dataset
-from research.evaluation import repetition
 from research.evaluation.continuing import How, Line
 from research.evaluation.mauve import mauve
 from research.evaluation.samples import Lines, Repetition
 from research.evaluation.trained import Reference, Scores, Trained
 from research.generation.engine import Generation, Greedy
 from research.generation.filters import Candidate, CutRepeats, Rerank
-from research.models.families import EncoderDecoderConfig
+from research.models.families import EncoderConfig, EncoderDecoderConfig
 from research.training.step import Trainer
 
 
@@ -54,7 +53,9 @@ class Way:
     @property
     def draws(self) -> bool:
         """Whether it writes something else each time."""
-        return isinstance(self.how, Generation) and not isinstance(self.how.choice, Greedy)
+        return isinstance(self.how, Generation) and (
+            self.how.noise > 0 or not isinstance(self.how.choice, Greedy)
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,8 @@ class Decoding:
     - `reference_loss`: of the texts under the reference model, in nats per token, and `reference_distance`, how far
       that is from its loss of the human text: text that repeats is likelier than what people write, not better;
     - `mauve`: how near the texts are to the human ones in the reference model's last states, their mean over the tokens
-      of a text (our own features, not those of the paper); of people, that of one half of their texts to the other.
+      of a text (our own features, not those of the paper); of several draws the mean. Of people, that of one half of
+      their texts to the other, which are half as many.
 
     Attributes:
       ways: by name.
@@ -103,12 +105,12 @@ class Decoding:
         floor = self.samples.measured(human)
         for name, way in self.ways:
             times = self.draws if way.draws else 1
-            lines = [line for draw in range(times) for line in self.written(trained, prompts, way, draw)]
-            found = self.samples.measured(lines)
+            sets = [self.written(trained, prompts, way, draw) for draw in range(times)]
+            found = self.samples.measured([line for lines in sets for line in lines])
             found["length_distance"] = abs(found["tokens"] - floor["tokens"])
             if {"zipf"} <= found.keys() & floor.keys():
                 found["zipf_distance"] = abs(found["zipf"] - floor["zipf"])
-            found |= {} if judge is None else judge(prompts * times, lines)
+            found |= {} if judge is None else judge(sets)
             for metric, value in found.items():
                 scores.setdefault(metric, {})[name] = value
         scores["human"] = floor | ({} if judge is None else judge.floor)
@@ -126,10 +128,14 @@ class Decoding:
             ]
             rate = functools.partial(_cost, way.rerank, text)
             chosen = [min(each, key=rate) for each in zip(*tries, strict=True)]
-        lines = [line.ids for line in chosen]
-        if way.cut is None:
-            return lines
-        return [np.asarray(text.encode(way.cut(text.decode(line))), np.int32) for line in lines]
+        return [line.ids if way.cut is None else _cut(way.cut, text, line.ids) for line in chosen]
+
+
+def _cut(cut: CutRepeats, text: Any, ids: np.ndarray) -> np.ndarray:
+    """The tokens of what is left; those of a text from which nothing is cut as they are."""
+    said = text.decode(ids, continues=True)
+    left = cut(said)
+    return ids if left == said else np.asarray(text.encode(left), np.int32)
 
 
 def _cost(rerank: Rerank, text: Any, line: Line) -> float:
@@ -148,34 +154,46 @@ class _Judge:
 
     def __init__(self, reference: Reference, text: Dataset, prompts: Lines, human: Lines):
         self._trainer, self._params = reference.trained(text)
+        if isinstance(self._trainer.config, EncoderConfig):
+            raise ValueError(
+                "Decoding.reference is an Encoder, which reads what it would have to predict; expected a model that "
+                "writes"
+            )
         two_stacks = isinstance(self._trainer.config, EncoderDecoderConfig)
         self._text = text.laid(Split() if two_stacks else Concatenate())
-        self._loss, self._human = self._read(prompts, human)
+        self._prompts = prompts
+        self._loss, _, self._human = self._read(human)
         half = len(human) // 2
-        self.floor = {"reference_loss": self._loss}
+        self.floor = {"reference_loss": self._loss} if len(self._human) else {}
         if half > 1:
             self.floor["mauve"] = mauve(self._human[:half], self._human[half : 2 * half])
 
-    def __call__(self, prompts: Lines, lines: Lines) -> dict[str, float]:
-        """Loss and features of texts beside the human ones'."""
-        loss, features = self._read(prompts, lines)
+    def __call__(self, sets: Sequence[Lines]) -> dict[str, float]:
+        """Loss and features of texts beside the human ones', a text of each prompt in each set; without what they are
+        too short for.
+        """
+        read = [self._read(lines) for lines in sets]
+        if not any(weight for _, weight, _ in read):
+            return {}
+        loss = sum(loss * weight for loss, weight, _ in read) / sum(weight for _, weight, _ in read)
         found = {"reference_loss": loss, "reference_distance": abs(loss - self._loss)}
-        if min(len(features), len(self._human)) > 1:
-            found["mauve"] = mauve(self._human, features)
+        if min(len(each) for each in (self._human, *(features for *_, features in read))) > 1:
+            found["mauve"] = float(np.mean([mauve(self._human, features) for *_, features in read]))
         return found
 
-    def _read(self, prompts: Sequence[np.ndarray], lines: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
-        """The mean loss of all tokens, and the features of each text that has some."""
-        pairs = [(given, line) for given, line in zip(prompts, lines, strict=True) if len(line)]
-        if not pairs:
-            raise repetition.TooShort("Decoding: no text has a token, so there is nothing to rate")
+    def _read(self, lines: Lines) -> tuple[float, float, np.ndarray]:
+        """The mean loss of all tokens after their prompts, how many there are, and the features of each text that has
+        some.
+        """
+        pairs = [(given, line) for given, line in zip(self._prompts, lines, strict=True) if len(line)]
         total, weight, features = 0.0, 0.0, []
-        for batch in self._text.placed([Example(given, line, ones(line)) for given, line in pairs]):
+        examples = [Example(given, line, ones(line)) for given, line in pairs]
+        for batch in self._text.placed(examples) if examples else ():
             loss, states = jax.device_get(_rated(self._trainer, self._params, batch))
             weights = np.asarray(batch.weights).sum(1)
             total, weight = total + float(loss), weight + float(weights.sum())
             features += list(states[weights > 0])
-        return total / weight, np.stack(features)
+        return total / max(weight, 1), weight, np.array(features)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -7,12 +7,12 @@ from jaxtyping import Int32
 
 from research.data.windows import spread
 from research.evaluation import repetition
-from research.evaluation.continuing import How, Line, continued
+from research.evaluation.continuing import How, Line, beyond, continued
 from research.evaluation.loops import T50, loops_holtzman_code, loops_holtzman_paper, t50
 from research.evaluation.trained import Scores, Trained
 from research.generation.engine import Choice, Generation, Greedy, Sample
 from research.generation.processors import Chain, Temperature
-from research.models.families import Encoder, EncoderDecoder, Model
+from research.models.families import Encoder, Model
 
 Lines = list[Int32[np.ndarray, " _"]]
 
@@ -43,8 +43,8 @@ class Repetition:
     A sample ends at EOS, which is not counted, or at `length`. It depends on the seed, the prompt and the temperature.
 
     Attributes:
-      prompts: windows of the test split, spread evenly (of a mixture: of its first part); one sample of each at each
-        temperature.
+      prompts: windows of the test split, spread evenly (of a mixture: of its first part), at most `Data.held_out`; one
+        sample of each at each temperature.
       prompt: tokens of a window of free text that are given; None: 32, or half of a shorter window. A record gives what
         it gives.
       length: the most tokens of a sample. Prompt and sample should fit into a window of training.
@@ -109,7 +109,8 @@ class Repetition:
         """
         windows = trained.text.windows[0]["test"]
         prompts, human = [], []
-        for window in (windows[i] for i in spread(len(windows), self.prompts)):
+        most = min(self.prompts, trained.text.data.held_out)
+        for window in (windows[i] for i in spread(len(windows), most)):
             cut = window.given or self.prompt or min(32, len(window.ids) // 2)
             if not 0 < cut < len(window.ids):
                 raise ValueError(
@@ -145,16 +146,12 @@ class Repetition:
             raise ValueError(
                 "Repetition of an Encoder: it writes no text; take the evaluation out, or train a model with a decoder"
             )
-        stacks = [(model.decoding, 1 + self.length + (0 if model.reads_source else longest))]
-        if isinstance(model, EncoderDecoder):
-            stacks.append((model.config.encoder, longest))
-        for stack, most in stacks:
-            for scheme in (spec.positions or stack.positions for spec in stack.pattern):
-                if scheme.limit is not None and scheme.limit < most:
-                    raise ValueError(
-                        f"Repetition.length = {self.length} after {longest} tokens: {most} are read, but positions of "
-                        f"the model ({type(scheme).__name__}) end at {scheme.limit}; lower Repetition.length or .prompt"
-                    )
+        if (short := beyond(model, longest, self.length)) is not None:
+            read, scheme, limit = short
+            raise ValueError(
+                f"Repetition.length = {self.length} after {longest} tokens: {read} are read, but positions of the "
+                f"model ({scheme}) end at {limit}; lower Repetition.length or .prompt"
+            )
 
 
 def _fitted(found: T50) -> dict[str, float | None]:

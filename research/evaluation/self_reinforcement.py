@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
+from research.attention import sharded
 from research.batch import Batch
 from research.data.objectives import Example, ones
 from research.data.pipeline import Dataset
 from research.data.windows import spread
 from research.evaluation.attention_maps import attention_maps
+from research.evaluation.continuing import beyond
 from research.evaluation.repetition import reinforcement
 from research.evaluation.trained import Scores, Trained, require_tokens, require_windows
+from research.models.families import Encoder
 from research.training.remedies import log_probabilities
 from research.training.step import Trainer
 
@@ -31,7 +34,7 @@ class SelfReinforcement:
     there. The phrases are the same whatever the seed of the run.
 
     Attributes:
-      phrases: one of each of so many windows of the test split, spread evenly.
+      phrases: one of each of so many windows of the test split, spread evenly, at most `Data.held_out`.
       prompt: tokens that are given before.
       least, most: bounds of a phrase's length, in tokens.
       times: that it is written. Prompt and phrases should fit into a window of training.
@@ -67,7 +70,8 @@ class SelfReinforcement:
           heads;
 
         and `induction`: of the head that has most of it, the share of attention at the token that followed the last
-        time, from the second time on (what Olsson et al. 2022 call prefix matching).
+        time, from the second time on (what Olsson et al. 2022 call prefix matching). Both are None where devices share
+        the model.
 
         Raises:
           ValueError: the data is no free text, a window is too short, or the model writes no text.
@@ -76,6 +80,7 @@ class SelfReinforcement:
         require_windows(trained, "SelfReinforcement")
         text = trained.text
         written = list(self._written(text))
+        self._fits(trained, max(length for _, length in written))
         found = [row for batch in text.placed([one for one, _ in written]) for row in _rows(trained, batch)]
         lengths = [length for _, length in written]
         shaped = [
@@ -87,22 +92,36 @@ class SelfReinforcement:
         def mean(name: str) -> np.ndarray:
             return np.concatenate([row[name] for row in shaped], axis=1).mean(1)
 
-        attention, followed = _attention(found, lengths, self.times)
+        maps = None if sharded.axes() else _attention(found, lengths, self.times)
         return {
             "tp": _labelled(curves.probability),
             "ip": _labelled(curves.increased, since=1),
             "wr": _labelled(curves.winners),
             "entropy": _labelled(mean("entropy")),
             "top": _labelled(mean("top")),
-            "attention": _labelled(attention, since=1),
-            "induction": float(followed.max()),
+            "attention": None if maps is None else _labelled(maps[0], since=1),
+            "induction": None if maps is None else float(maps[1].max()),
         }
+
+    def _fits(self, trained: Trained, longest: int) -> None:
+        model = trained.trainer.model(trained.params)
+        if isinstance(model, Encoder):
+            raise ValueError(
+                "SelfReinforcement of an Encoder: it writes no text; take the evaluation out, or train a model with a "
+                "decoder"
+            )
+        if (short := beyond(model, self.prompt, self.times * longest)) is not None:
+            read, scheme, limit = short
+            raise ValueError(
+                f"SelfReinforcement.times = {self.times} of {longest} tokens after {self.prompt}: {read} are read, but "
+                f"positions of the model ({scheme}) end at {limit}; lower SelfReinforcement.times, .most or .prompt"
+            )
 
     def _written(self, text: Dataset) -> Iterator[tuple[Example, int]]:
         """What is given and the phrase over and over, and its length."""
         windows, ids = text.windows[0]["test"], np.asarray(text.tokenizer.text_ids)
         often = text.unigram[ids] / text.unigram[ids].sum() if self.words == "random" else None
-        for index in spread(len(windows), self.phrases):
+        for index in spread(len(windows), min(self.phrases, text.data.held_out)):
             window, rng = windows[index], np.random.default_rng([_PHRASES, index])
             if window.record:
                 raise ValueError(
@@ -126,22 +145,26 @@ class SelfReinforcement:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """What a model makes of the targets of one row: numbers of each, its places, and attention [layers heads t t]."""
+    """What a model makes of the targets of one row: numbers of each, their places, and attention [layers heads t t], or
+    None.
+    """
 
     tokens: dict[str, np.ndarray]
     places: np.ndarray
-    maps: np.ndarray
+    maps: Any
 
 
 def _rows(trained: Trained, batch: Batch) -> Iterator[_Row]:
     (placed,) = trained.place([batch])
     scores = jax.device_get(_scored(trained.trainer, trained.params, placed))
-    maps = np.stack(jax.device_get(attention_maps(trained.trainer, trained.params, placed)))
+    maps: Any = None
+    if not sharded.axes():
+        maps = np.stack(jax.device_get(attention_maps(trained.trainer, trained.params, placed)))
     for row, weights in enumerate(np.asarray(batch.weights)):
         places = np.flatnonzero(weights)
         if len(places):  # not of padding
             tokens = {name: np.asarray(values[row])[places] for name, values in scores.items()}
-            yield _Row(tokens, places, maps[:, row])
+            yield _Row(tokens, places, None if maps is None else maps[:, row])
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -205,7 +205,7 @@ def stacks(model: FamilyConfig) -> dict[str, StackConfig]:
     return {"stack": model.stack}
 
 
-_HOW = ("dtype", "remat", "unroll", "backend", "dropout", "attention_dropout")
+_HOW = ("dtype", "remat", "unroll", "backend", "dropout", "attention_dropout", "input_noise")
 
 
 def normal(model: FamilyConfig) -> FamilyConfig:

@@ -44,8 +44,7 @@ def token_loss(
         line.reshape(-1, length, *rest)
         for line, rest in ((hidden, hidden.shape[-1:]), (jnp.asarray(labels), ()), (jnp.asarray(weights), ()))
     )
-    budget = LOGITS.get(platform(), LOGITS_ELSEWHERE) * _devices()
-    chunks = min(-(-targets.size * vocab // budget), length)
+    chunks = _chunks(targets.size * vocab, length)
     z_loss = jnp.asarray(z_loss, jnp.float32)
     total = _chunked(logits, chunks, head, states, targets, shares.astype(jnp.float32), z_loss)
     return total, jnp.sum(shares, dtype=jnp.float32)
@@ -67,9 +66,7 @@ def token_divergence(
       base_hidden, hidden: what each of them reads.
       weights: of the tokens.
     """
-    size = jax.eval_shape(model, hidden).shape[-1] * weights.size
-    budget = LOGITS.get(platform(), LOGITS_ELSEWHERE) * _devices()
-    chunks = min(-(-size // budget), hidden.shape[1])
+    chunks = _chunks(jax.eval_shape(model, hidden).shape[-1] * weights.size, hidden.shape[1])
 
     @jax.checkpoint
     def one(total: Array, chunk: Any) -> tuple[Array, None]:
@@ -102,9 +99,7 @@ def token_unlikelihood(
       labels, weights: of the tokens.
     """
     rows, length = weights.shape
-    size = jax.eval_shape(model, hidden).shape[-1] * weights.size
-    budget = LOGITS.get(platform(), LOGITS_ELSEWHERE) * _devices()
-    chunks = min(-(-size // budget), length)
+    chunks = _chunks(max(jax.eval_shape(model, hidden).shape[-1], length) * weights.size, length)
     place = jnp.broadcast_to(jnp.arange(length), (rows, length))
     first = _first_of_kind(read, segments)
 
@@ -127,9 +122,7 @@ def label_log_probabilities(
     model: Callable[[Array], Array], hidden: Float[Array, "b t m"], labels: Int[Array, "b t"]
 ) -> Float[Array, "b t"]:
     """Of each label, chunk by chunk as above; `model`: hidden states to log-probabilities [b n v]."""
-    size = jax.eval_shape(model, hidden).shape[-1] * labels.size
-    budget = LOGITS.get(platform(), LOGITS_ELSEWHERE) * _devices()
-    chunks = min(-(-size // budget), labels.shape[1])
+    chunks = _chunks(jax.eval_shape(model, hidden).shape[-1] * labels.size, labels.shape[1])
 
     @jax.checkpoint
     def one(_: None, chunk: tuple[Array, Array]) -> tuple[None, Array]:
@@ -155,6 +148,12 @@ def _first_of_kind(ids: Int[Array, "b t"], segments: Int[Array, "b t"]) -> Bool[
         return jnp.zeros(len(ids), bool).at[order].set(jnp.concatenate([jnp.ones(1, bool), new]))
 
     return jax.vmap(row)(ids, segments)
+
+
+def _chunks(size: int, length: int) -> int:
+    """Into how many parts a line is cut so that so many numbers are held a part at a time."""
+    budget = LOGITS.get(platform(), LOGITS_ELSEWHERE) * _devices()
+    return min(-(-size // budget), length)
 
 
 def _devices() -> int:

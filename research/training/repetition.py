@@ -58,10 +58,10 @@ class TokenUnlikelihood(Unprepared):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnRows(Unprepared):
-    """A remedy that makes texts of its own of some rows of each batch.
+    """A remedy that makes texts of its own of some rows of each batch, taken whole (`Recipe.accumulate` is 1).
 
     Attributes:
-      rows: the first so many of a batch, or of a microbatch.
+      rows: the first so many.
     """
 
     rows: int = 8
@@ -86,11 +86,13 @@ class SequenceUnlikelihood(OnRows):
     all that it has written.
 
     The paper takes such a step in place of one by likelihood, with a chance of one half; here it is added to it.
+    What is written takes the place of the first targets that follow one another in a row, whether or not an end is
+    written.
 
     Attributes:
       n: of the n-grams.
       given: targets of a row that it goes on from. What is no target is given too, and an encoder reads what it does.
-      share: of steps in which it is done; the others cost nothing.
+      share: of steps in which it is done; the others cost nothing, but in an ensemble all cost as much.
     """
 
     n: int = 4
@@ -120,7 +122,7 @@ class SequenceUnlikelihood(OnRows):
             return -jnp.sum(jnp.where(again, log_not(scores), 0)) / jnp.maximum(jnp.sum(places), 1)
 
         done = jax.random.bernoulli(jax.random.fold_in(step.key, COIN), self.share)
-        return self.strength * step.share * jax.lax.cond(done, cost, lambda: jnp.float32(0))
+        return self.strength * jax.lax.cond(done, cost, lambda: jnp.float32(0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ class DITTO(OnRows):
     -log(1 - |p_n - ratio p_(n-1)|), the mean over all tokens from the second time on.
 
     The paper's phrases are sentences. Here their lengths are drawn, and where they begin, so that what is learned is
-    not a distance. They are of the first text that a row has targets of.
+    not a distance. They are of the first targets that follow one another in a row.
 
     Attributes:
       ratio: lambda.
@@ -163,18 +165,16 @@ class DITTO(OnRows):
         then = jax.lax.stop_gradient(jnp.take_along_axis(now, before, axis=1))
         apart = jnp.minimum(jnp.abs(now - self.ratio * then), 1 - 1e-5)
         cost = -jnp.sum(jnp.where(again, jnp.log1p(-apart), 0)) / jnp.maximum(jnp.sum(again), 1)
-        return self.strength * step.share * cost
+        return self.strength * cost
 
     def tiled(self, batch: Batch, key: Array) -> tuple[Batch, Int32[Array, " b"], Bool[Array, "b t"]]:
         """The rows with a phrase written to their end, how long it is in each, and which targets are of its second
         time or a later one: none where it does not fit twice.
         """
         ids, labels = jnp.asarray(batch.target.ids), jnp.asarray(batch.labels)
-        segment, asked = jnp.asarray(batch.target.slots.segment), jnp.asarray(batch.weights) > 0
+        segment, own = jnp.asarray(batch.target.slots.segment), _first_run(batch)
         place = jnp.arange(labels.shape[1])
-        first = jnp.argmax(asked, axis=1)
-        own = asked & (segment == jnp.take_along_axis(segment, first[:, None], axis=1))
-        stop = jnp.max(jnp.where(own, place + 1, 0), axis=1)
+        first, stop = jnp.argmax(own, axis=1), jnp.max(jnp.where(own, place + 1, 0), axis=1)
         lengths, begins = jax.vmap(self._phrase)(jax.random.split(key, len(ids)), first, stop)
         inside = (place - begins[:, None]) % jnp.maximum(lengths[:, None], 1)
         again = own & (place >= (begins + lengths)[:, None]) & (lengths > 0)[:, None]
@@ -213,6 +213,15 @@ def repeated(ids: Int32[Array, "b t"], places: Bool[Array, "b t"], n: int) -> Bo
     return jax.vmap(row)(ids, places)
 
 
+def _first_run(batch: Batch) -> Bool[Array, "b t"]:
+    """The targets of each row from its first one on, as far as they follow one another in one text."""
+    asked, segment = jnp.asarray(batch.weights) > 0, jnp.asarray(batch.target.slots.segment)
+    first = jnp.argmax(asked, axis=1)[:, None]
+    asked &= segment == jnp.take_along_axis(segment, first, axis=1)
+    broken = ~asked & (jnp.arange(asked.shape[1]) > first)
+    return asked & (jnp.cumsum(broken, axis=1) == 0)
+
+
 def _written(step: Step, batch: Batch, given: int) -> tuple[Batch, Bool[Array, "b t"]]:
     """The rows with greedy tokens in place of all targets but the first `given`, and where those are.
 
@@ -220,7 +229,7 @@ def _written(step: Step, batch: Batch, given: int) -> tuple[Batch, Bool[Array, "
     of rows that this is for, that is cheap enough.
     """
     model = step.model(jax.lax.stop_gradient(step.params))
-    asked = jnp.asarray(batch.weights) > 0
+    asked = _first_run(batch)
     places = asked & (jnp.cumsum(asked, axis=1) > given)
     target, labels = batch.target, jnp.asarray(batch.labels)
     segment = jnp.asarray(target.slots.segment)

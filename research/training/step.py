@@ -475,6 +475,11 @@ def _check_remedies(config: FamilyConfig, recipe: Recipe, optimizer: Optimizer, 
                 f"Recipe.remedies has {type(remedy).__name__}, which is of text that is written token by token, but "
                 "the model is an Encoder; leave it out"
             )
+        if isinstance(remedy, repetition.OnRows) and (remembering or recipe.accumulate > 1):
+            raise ValueError(
+                f"Recipe.remedies has {type(remedy).__name__}, which reads rows of whole batches by themselves; set "
+                "Recipe.accumulate = 1 and StackConfig.memory = None, or leave it out"
+            )
         predicts = isinstance(remedy, LwF) or (isinstance(remedy, EWC) and remedy.labels != "true")
         if remembering and predicts:
             raise ValueError(

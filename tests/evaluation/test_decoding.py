@@ -132,6 +132,27 @@ def test_what_is_cut_is_measured_without_it(monkeypatch):
     way = dataclasses.replace(GREEDY, cut=CutRepeats())
     (line,) = EVERY.written(found, [loop], way, 0)
     assert text.decode(line) == CutRepeats()(text.decode(loop)) != text.decode(loop)
+    kept = np.array([101, 199, 102, text.mask], np.int32)  # is no text that would be written so
+    monkeypatch.setattr(Repetition, "written", lambda *_, **__: [Line(kept, 0.0)])
+    np.testing.assert_array_equal(EVERY.written(found, [kept], way, 0)[0], kept)
+
+
+def test_a_way_that_writes_nothing_has_no_rating(monkeypatch):
+    found = trained("causal")
+    nothing = np.zeros(0, np.int32)
+    monkeypatch.setattr(
+        Repetition, "written", lambda self, _, prompts, *__: [Line(nothing, 0.0)] * len(prompts)
+    )
+    scores = Decoding(ways=WAYS[:1], samples=SAMPLES, reference=known(found))(found)
+    assert scores["tokens"] == {"greedy": 0}
+    assert "reference_loss" not in scores
+    assert "reference_loss" in scores["human"]
+
+
+def test_noise_makes_greedy_text_another_each_time():
+    noisy = Way(how=Generation(choice=Greedy(), noise=0.3))
+    assert noisy.draws
+    assert not GREEDY.draws
 
 
 @pytest.mark.parametrize(

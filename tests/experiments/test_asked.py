@@ -57,8 +57,9 @@ def test_what_an_evaluation_asks_is_trained_before_and_decides_what_is_measured(
         )
 
     assert hashed(stage) == hashed(dataclasses.replace(stage, place="elsewhere"))
-    other = dataclasses.replace(stage.base, steps=stage.base.steps + 1)
-    assert hashed(stage) != hashed(dataclasses.replace(stage, base=other))
+    assert stage.key == experiment.key(causal.job.planned, None)
+    # The key knows of texts and of what that arm starts from, of which a description of its experiment says nothing.
+    assert hashed(stage) != hashed(dataclasses.replace(stage, key="another"))
 
 
 def test_the_arm_that_is_asked_rates_and_is_trained_where_it_is_not_there(asking, tmp_path):

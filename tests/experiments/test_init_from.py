@@ -185,7 +185,7 @@ def test_another_model_is_refused_with_what_differs(place, model, said, tmp_path
 def test_dropout_and_how_it_is_computed_may_differ_and_what_is_said_to(place):
     folder, one, _ = place
     same = named(experiment.started(tuned(one, folder / "hub"), None))
-    other = stack(dropout=0.1, attention_dropout=0.2, dtype="bfloat16", remat="full")
+    other = stack(dropout=0.1, attention_dropout=0.2, input_noise=5.0, dtype="bfloat16", remat="full")
     prefix = dataclasses.replace(other, mask=Prefix())
     start = Parameters(place=str(folder / "hub"), differing=("DecoderConfig.mask",))
     found = named(experiment.started(dataclasses.replace(one, model=prefix, init_from=start), None))

@@ -54,5 +54,5 @@ def test_every_way_to_write_is_measured_by_the_command(tmp_path):
     assert set(scores["tokens"]) == set(ways)
     for way in ways.values():
         assert set(way.filters) <= METRICS.keys()
-    assert scores["seq_rep@welleck"]["blocked"] < 0.2
+    assert scores["seq_rep@welleck"]["blocked"] == 0  # of 8-grams, where no 4-gram comes twice
     assert all(np.isfinite(list(scores["length_distance"].values())))

@@ -200,6 +200,77 @@ def test_phrases_of_all_lengths_begin_everywhere_and_go_on_to_the_end_of_their_t
     assert begins >= set(range(4, 15))
 
 
+def test_only_targets_that_follow_one_another_are_rewritten():
+    """Turns that are given stand between those that are learned; only the first of these has what it is to repeat."""
+    one = written(random_text(rows=50, vocab=VOCAB), given=2)
+    weights = np.array(one.weights)
+    weights[:, 14:17] = 0
+    one = dataclasses.replace(one, weights=weights)
+    tiled, lengths, again = DITTO(strength=1.0, least=2, most=5, rows=50).tiled(one, jax.random.key(0))
+    labels = np.asarray(tiled.labels)
+    assert not np.asarray(again)[:, 14:].any()
+    for row, place in np.argwhere(np.asarray(again)):
+        assert labels[row, place] == labels[row, place - int(lengths[row])]
+    np.testing.assert_array_equal(labels[:, 14:], one.labels[:, 14:])
+
+
+def test_a_sequence_is_written_in_the_first_text_of_a_row():
+    segments = np.ones((4, LONG), int)
+    segments[:, 12:] = 2
+    one, functions = written(random_text(), segments=segments), trainer()
+    params = functions.initial(jax.random.key(1)).params
+    remedy = SequenceUnlikelihood(strength=1.0, n=1, given=2, share=1.0, rows=4)
+    found = remedy.penalty((), step_of(functions, params, one))
+    alone = jax.tree.map(lambda leaf: np.asarray(leaf)[:, :12], one)
+    np.testing.assert_allclose(found, remedy.penalty((), step_of(functions, params, alone)), rtol=1e-5)
+
+
+def test_only_what_is_likely_now_is_moved_by_ditto():
+    """The gradient is that of the formula, in which what was likely the time before is a number."""
+    one, functions = written(random_text(vocab=VOCAB)), trainer()
+    params = functions.initial(jax.random.key(1)).params
+    remedy = DITTO(strength=0.7, ratio=0.4, least=2, most=5, rows=4)
+    key = jax.random.fold_in(jax.random.key(0), 2**31 - 3)
+    tiled, lengths, again = remedy.tiled(one, key)
+    rows, places = np.nonzero(np.asarray(again))
+    earlier = places - np.asarray(lengths)[rows]
+    labels = np.asarray(tiled.labels)
+
+    def likely(params, places):
+        scores = functions.model(params)(tiled)
+        return jax.nn.softmax(scores)[rows, places, labels[rows, places]]
+
+    then = likely(params, earlier)
+
+    def literal(params):
+        return 0.7 * jnp.mean(-jnp.log(1 - jnp.abs(likely(params, places) - 0.4 * then)))
+
+    found = jax.grad(lambda params: remedy.penalty((), step_of(functions, params, one)))(params)
+    expected = jax.grad(literal)(params)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found)) > 1e-3
+
+
+def test_down_its_gradient_what_is_written_again_becomes_less_likely():
+    one, functions = written(random_text(vocab=VOCAB)), trainer()
+    params = functions.initial(jax.random.key(1)).params
+    remedy = SequenceUnlikelihood(strength=1.0, n=1, given=2, share=1.0, rows=4)
+    cost = lambda params: remedy.penalty((), step_of(functions, params, one))  # noqa: E731
+    before, slope = jax.value_and_grad(cost)(params)
+    # So small a step that the same text is written.
+    moved = jax.tree.map(lambda leaf, down: leaf - 1e-3 * down, params, slope)
+    fallen = 1e-3 * sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(slope))
+    assert fallen > 0
+    np.testing.assert_allclose(before - cost(moved), fallen, rtol=0.1)
+
+
+@pytest.mark.parametrize("remedy", [SequenceUnlikelihood, DITTO])
+def test_rows_are_of_whole_batches(remedy):
+    with pytest.raises(ValueError, match=f"has {remedy.__name__}, which reads rows of whole batches"):
+        trainer(remedies=(remedy(strength=1.0),), accumulate=2)
+
+
 def test_a_phrase_that_does_not_fit_twice_is_not_written():
     one = written(random_text(), given=LONG - 5)
     tiled, lengths, again = DITTO(strength=1.0, least=3, rows=4).tiled(one, jax.random.key(0))
