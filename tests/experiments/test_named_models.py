@@ -198,7 +198,7 @@ def test_our_causal_and_prefix_decoders_differ_in_the_mask_alone():
 
 # For each setting, a value that a model may have instead; `SIZES` and `HOW` make no other kind of model.
 SIZES = {"layers", "width", "heads", "head_dim", "hidden", "rows"}
-HOW = {"dtype", "remat", "unroll", "backend", "dropout", "attention_dropout"}
+HOW = {"dtype", "remat", "unroll", "backend", "dropout", "attention_dropout", "input_noise"}
 STACKS = {
     "kv_heads": {"kv_heads": 1},
     "activation": {"activation": "relu"},
