@@ -71,8 +71,9 @@ def leaders(cells: Sequence[Cell]) -> dict[Cell, Cell]:
         alike, asked = first.setdefault(cell.job.twins, []), cell.job.evaluated
         for other in alike:
             on_its_way = asked == other.job.evaluated and cell.job.planned.early_stopping is None
-            waited_for = any(one.job.folder == cell.job.folder for one in _ancestors(other))
-            if (not asked or on_its_way) and not waited_for:
+            if (not asked or on_its_way) and cell.job.folder not in (
+                one.job.folder for one in _ancestors(other)
+            ):
                 found[cell] = other
                 break
         else:

@@ -271,6 +271,10 @@ class _Rated:
     def _count(self, text: int, rng: np.random.Generator) -> int:
         return int(self.rate * text + rng.random())
 
+    def _some(self, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """That share of the places, all equally likely."""
+        return rng.choice(places, self._count(len(places), rng), replace=False)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenMasking(_Rated):
@@ -288,8 +292,7 @@ class TokenMasking(_Rated):
         unigram: Float64[np.ndarray, " v"],
     ) -> Int32[np.ndarray, " n"]:
         """As many tokens."""
-        places = np.flatnonzero(_is_text(ids, tokenizer))
-        chosen = rng.choice(places, self._count(len(places), rng), replace=False)
+        chosen = self._some(np.flatnonzero(_is_text(ids, tokenizer)), rng)
         return _with(ids, chosen, tokenizer.mask)
 
 
@@ -347,8 +350,7 @@ class UnigramNoise(_Rated):
         unigram: Float64[np.ndarray, " v"],
     ) -> Int32[np.ndarray, " n"]:
         """As many tokens."""
-        places = np.flatnonzero(_is_text(ids, tokenizer))
-        chosen = rng.choice(places, self._count(len(places), rng), replace=False)
+        chosen = self._some(np.flatnonzero(_is_text(ids, tokenizer)), rng)
         text = np.asarray(tokenizer.text_ids)
         upto = np.cumsum(unigram[text])
         drawn = np.searchsorted(upto / upto[-1], rng.random(len(chosen)), side="right")
@@ -380,17 +382,16 @@ class RepetitionMasking(_Rated):
         unigram: Float64[np.ndarray, " v"],
     ) -> Int32[np.ndarray, " n"]:
         """As many tokens."""
-        text, known, again = _is_text(ids, tokenizer), set(), np.zeros(len(ids), bool)
-        for start in range(len(ids) - self.n + 1):
-            gram = slice(start, start + self.n)
-            if not text[gram].all():
-                continue
-            words = tuple(ids[gram].tolist())
-            again[gram] |= words in known
-            known.add(words)
-        places = np.flatnonzero(again)
-        chosen = rng.choice(places, self._count(len(places), rng), replace=False)
-        return _with(ids, chosen, tokenizer.mask)
+        again = np.zeros(len(ids), bool)
+        if len(ids) >= self.n:
+            grams, text = (
+                np.lib.stride_tricks.sliding_window_view(line, self.n)
+                for line in (ids, _is_text(ids, tokenizer))
+            )
+            _, first, kind = np.unique(grams, axis=0, return_index=True, return_inverse=True)
+            starts = np.flatnonzero((first[kind.ravel()] < np.arange(len(grams))) & text.all(1))
+            again[(starts[:, None] + np.arange(self.n)).ravel()] = True
+        return _with(ids, self._some(np.flatnonzero(again), rng), tokenizer.mask)
 
 
 def _is_text(ids: Int32[np.ndarray, " n"], tokenizer: Tokenizer) -> Bool[np.ndarray, " n"]:

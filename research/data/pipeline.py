@@ -296,16 +296,15 @@ class Dataset:
 
     def fewer(self, held_out: int) -> "Dataset":
         """The same with at most so many windows held out."""
-        few = copy.copy(self)  # what was checked when it was made holds
-        object.__setattr__(
-            few, "data", dataclasses.replace(self.data, held_out=min(held_out, self.data.held_out))
-        )
-        return few
+        return self._changed(held_out=min(held_out, self.data.held_out))
 
     def laid(self, layout: Layout) -> "Dataset":
         """The same in another layout, for `placed`."""
-        other = copy.copy(self)
-        object.__setattr__(other, "data", dataclasses.replace(self.data, layout=layout))
+        return self._changed(layout=layout)
+
+    def _changed(self, **settings: Any) -> "Dataset":
+        other = copy.copy(self)  # what was checked when it was made holds
+        object.__setattr__(other, "data", dataclasses.replace(self.data, **settings))
         return other
 
     def of(self, corpus: Corpus | Synthetic, objective: Objective | None = None) -> "Dataset":

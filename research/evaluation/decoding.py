@@ -21,6 +21,8 @@ from research.evaluation.trained import Reference, Scores, Trained
 from research.generation.engine import Generation, Greedy
 from research.generation.filters import Candidate, CutRepeats, Rerank
 from research.models.families import EncoderConfig, EncoderDecoderConfig
+from research.training.losses import label_log_probabilities
+from research.training.remedies import log_probabilities
 from research.training.step import Trainer
 
 
@@ -33,7 +35,7 @@ class Way:
         evaluation's.
       rerank: of so many `candidates`, which are drawn, the best is taken; None: there is one.
       cut: what is done to the text then, or None.
-      filters: the metrics that it lowers by construction, so that they say nothing of it; docs mark them.
+      filters: the metrics that it lowers by construction, so that they say nothing of it: a table should mark it there.
     """
 
     how: How = Generation()
@@ -199,7 +201,8 @@ class _Judge:
 @functools.partial(jax.jit, static_argnums=0)
 def _rated(trainer: Trainer, params: Any, batch: Batch) -> tuple[Float[Array, ""], Float[Array, "b m"]]:
     """The summed loss of a batch, and the mean state over the targets of each row."""
-    hidden = trainer.model(params).apply(batch).hidden.astype(jnp.float32)
-    weights = jnp.asarray(batch.weights)[..., None]
-    mean = jnp.sum(hidden * weights, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)
-    return trainer.loss(params, batch)[0], mean
+    model, weights = trainer.model(params), jnp.asarray(batch.weights)
+    hidden = model.apply(batch).hidden
+    losses = -label_log_probabilities(log_probabilities(model), hidden, jnp.asarray(batch.labels))
+    summed = jnp.sum(hidden.astype(jnp.float32) * weights[..., None], axis=1)
+    return jnp.sum(weights * losses), summed / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1)

@@ -17,6 +17,10 @@ LOGITS = {"cpu": 2**22}
 LOGITS_ELSEWHERE = 2**27
 
 
+# The greatest p of log(1 - p), so that what is certain has a finite loss and no gradient.
+CERTAIN = 1 - 1e-5
+
+
 def token_loss(
     logits: Callable[[Any, Array], Array],
     head: Any,
@@ -134,8 +138,8 @@ def label_log_probabilities(
 
 
 def log_not(log_p: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """log(1 - p), where p is at most 1 - 1e-5, so that what is certain has a finite loss and no gradient."""
-    return jnp.log1p(-jnp.minimum(jnp.exp(log_p), 1 - 1e-5))
+    """log(1 - p), where p is at most `CERTAIN`."""
+    return jnp.log1p(-jnp.minimum(jnp.exp(log_p), CERTAIN))
 
 
 def _first_of_kind(ids: Int[Array, "b t"], segments: Int[Array, "b t"]) -> Bool[Array, "b t"]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from research.batch import Batch
-from research.training.losses import label_log_probabilities, log_not, token_unlikelihood
+from research.training.losses import CERTAIN, label_log_probabilities, log_not, token_unlikelihood
 from research.training.remedies import Base, Params, Remedy, Step, log_probabilities
 
 # Folded into the key of a step; dropout folds in the numbers of rows and generative replay 2^31 - 1.
@@ -114,10 +114,7 @@ class SequenceUnlikelihood(OnRows):
 
         def cost() -> Array:
             batch, places = _written(step, self._some(step.batch), self.given)
-            model = step.model(step.params)
-            scores = label_log_probabilities(
-                log_probabilities(model), model.apply(batch).hidden, jnp.asarray(batch.labels)
-            )
+            scores = _scored(step, batch)
             again = repeated(jnp.asarray(batch.labels), places, self.n)
             return -jnp.sum(jnp.where(again, log_not(scores), 0)) / jnp.maximum(jnp.sum(places), 1)
 
@@ -156,14 +153,10 @@ class DITTO(OnRows):
     def penalty(self, kept: Any, step: Step) -> Float[Array, ""]:
         """The mean over the tokens that are there again."""
         batch, lengths, again = self.tiled(self._some(step.batch), jax.random.fold_in(step.key, PHRASES))
-        model = step.model(step.params)
-        found = label_log_probabilities(
-            log_probabilities(model), model.apply(batch).hidden, jnp.asarray(batch.labels)
-        )
-        now = jnp.exp(found)
+        now = jnp.exp(_scored(step, batch))
         before = jnp.maximum(jnp.arange(now.shape[1]) - lengths[:, None], 0)
         then = jax.lax.stop_gradient(jnp.take_along_axis(now, before, axis=1))
-        apart = jnp.minimum(jnp.abs(now - self.ratio * then), 1 - 1e-5)
+        apart = jnp.minimum(jnp.abs(now - self.ratio * then), CERTAIN)
         cost = -jnp.sum(jnp.where(again, jnp.log1p(-apart), 0)) / jnp.maximum(jnp.sum(again), 1)
         return self.strength * cost
 
@@ -211,6 +204,14 @@ def repeated(ids: Int32[Array, "b t"], places: Bool[Array, "b t"], n: int) -> Bo
         return jnp.zeros(length, bool).at[window].max(jnp.broadcast_to(again[:, None], window.shape))
 
     return jax.vmap(row)(ids, places)
+
+
+def _scored(step: Step, batch: Batch) -> Float[Array, "b t"]:
+    """Log-probabilities of the labels of texts of its own."""
+    model = step.model(step.params)
+    return label_log_probabilities(
+        log_probabilities(model), model.apply(batch).hidden, jnp.asarray(batch.labels)
+    )
 
 
 def _first_run(batch: Batch) -> Bool[Array, "b t"]:
