@@ -147,7 +147,7 @@ class PairedTest(Rule):
         return zones[self.direction()]
 
     def measure(self, values: Values, level: float = ALPHA) -> Measured:
-        first, second = _paired(*self.sides(values))
+        first, second = paired(*self.sides(values))
         compared = statistics.paired_test(first, second)
         beyond = math.nan
         if self.direction() != "equal":
@@ -196,7 +196,7 @@ class PairedTest(Rule):
         return f"{first} is {self.direction()} than {second}{more}; equal within {self.margin:g} refutes"
 
 
-def _paired(first: Seeds, second: Seeds) -> tuple[Seeds, Seeds]:
+def paired(first: Seeds, second: Seeds) -> tuple[Seeds, Seeds]:
     """Both sides on the seeds that both have. Undecidable: too few, or nothing varies."""
     common = sorted(first.keys() & second.keys())
     require_seeds(len(common))

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 
@@ -118,12 +118,15 @@ class Interaction(PairedTest):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Every(PairedTest):
-    """Several differences that all have the expected sign, such as one for each architecture: seed by seed, the one
-    that has least of it is tested against zero.
+    """Several differences of which the same is expected, such as one for each architecture.
+
+    Less or greater: seed by seed, the one that has least of it is tested against zero. Equal: all of them lie within
+    the margin (the greatest p of their TOSTs: Berger 1982), which is refuted where one lies beyond it (the least p,
+    times their number); the effect is the largest.
     """
 
     of: tuple[Difference, ...]
-    expect: Literal["less", "greater"]
+    expect: Expect
 
     def __post_init__(self):
         if len(self.of) < 2:
@@ -133,7 +136,8 @@ class Every(PairedTest):
 
     def explain(self) -> str:
         parts = "; ".join(" minus ".join(part.words()) for part in self.of)
-        return f"of the differences ({parts}) {self.sentence('the one nearest to or beyond zero', 'zero')}"
+        which = "the one furthest from" if self.expect == "equal" else "the one nearest to or beyond"
+        return f"of the differences ({parts}) {self.sentence(f'{which} zero', 'zero')}"
 
     def reads(self) -> tuple[Reading, ...]:
         return tuple(dict.fromkeys(reading for part in self.of for reading in part.reads()))
@@ -144,6 +148,22 @@ class Every(PairedTest):
         choose = min if self.expect == "greater" else max
         found = {seed: choose(by_seed[seed] for by_seed in differences) for seed in common}
         return found, dict.fromkeys(found, 0.0)
+
+    def measure(self, values: Values, level: float = ALPHA) -> Measured:
+        if self.expect != "equal":
+            return super().measure(values, level)
+        parts = [
+            Contrast(**dataclasses.asdict(part), expect="equal", margin=self.margin).measure(values, level)
+            for part in self.of
+        ]
+        effects = ", ".join(f"{part.effect.mean:+.4g}" for part in parts)
+        return dataclasses.replace(
+            max(parts, key=lambda part: abs(part.effect.mean)),
+            p=min(1.0, len(parts) * min(cast(float, part.p) for part in parts)),
+            p_equal=max(cast(float, part.p_equal) for part in parts),
+            p_null=None,
+            note=f"differences {effects}",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

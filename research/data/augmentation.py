@@ -56,11 +56,14 @@ class Duplicate:
       rate: share of the window's tokens that are copies.
       least, most: bounds of a snippet's length, in tokens, drawn uniformly. The last few of a window are drawn so that
         their sum comes out, and none is longer than the text that is not a copy.
+      shuffled: the tokens of a copy are in random order: as many tokens come twice, but nothing is said again. A
+        negative control.
     """
 
     rate: float
     least: int = 8
     most: int = 32
+    shuffled: bool = False
 
     def __post_init__(self):
         if not 0 <= self.rate < 1 or not 1 <= self.least <= self.most:
@@ -89,7 +92,8 @@ class Duplicate:
             cut = max(cut, begun, length)
             line = np.concatenate([line, window.ids[begun:cut]])
             start = int(rng.integers(len(line) - length + 1))
-            line, begun = np.concatenate([line, line[start : start + length]]), cut
+            copy = line[start : start + length]
+            line, begun = np.concatenate([line, rng.permutation(copy) if self.shuffled else copy]), cut
         return dataclasses.replace(window, ids=np.concatenate([line, window.ids[begun:fresh]]))
 
     def _lengths(self, window: int, rng: np.random.Generator) -> list[int]:

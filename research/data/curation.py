@@ -1,8 +1,8 @@
 """Corpora made of other corpora: without duplicates, with more of them, less diverse, or out of order.
 
-But for `Deduplicated`, they change what is trained on and leave alone what is held out, so that all arms of a study
-are measured on the same text. To know which is which they repeat `Data`'s own split; `validation`, `test` and
-`near_duplicates` must be as in `Data`. A text that was changed keeps its place in the split, as its group is what its
+They change what is trained on and leave alone what is held out, so that all arms of a study are measured on the same
+text. To know which is which they repeat `Data`'s own split; `validation`, `test` and `near_duplicates` must be as in
+`Data`. A text that was changed keeps its place in the split, as its group is what its
 place depended on. How many sources there are is the business of `Mixture`, which also says how much of each is drawn.
 """
 
@@ -17,39 +17,6 @@ import numpy as np
 
 from research.data import duplicates
 from research.data.documents import Corpus, Document, Item, Record, split, together
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deduplicated:
-    """A corpus without its duplicates (Lee et al. 2022): of each cluster the item first by name is kept.
-
-    What is held out changes with it. Where arms with and without duplicates are compared, score both on one corpus.
-
-    Attributes:
-      corpus: of documents or records.
-      threshold: least similarity of near duplicates, see `duplicates.near`; None: only exact ones go.
-    """
-
-    corpus: Corpus
-    threshold: float | None = None
-
-    def __post_init__(self):
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise ValueError(
-                f"Deduplicated.threshold = {self.threshold}: expected 0 < threshold <= 1, or None for exact duplicates"
-            )
-
-    def documents(self, data_dir: str | Path | None = None) -> tuple[Item, ...]:
-        """What is left, under its own names."""
-        items = self.corpus.documents(data_dir)
-        if self.threshold is None:
-            clusters = duplicates.exact(items)
-        else:
-            clusters = duplicates.near(items, threshold=self.threshold)
-        dropped = {
-            i for cluster in clusters for i in cluster if i != min(cluster, key=lambda i: items[i].name)
-        }
-        return tuple(item for i, item in enumerate(items) if i not in dropped)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +48,39 @@ class Curated:
 
     def _shuffled(self, items: Sequence[Item]) -> list[Item]:
         return [items[i] for i in np.random.default_rng(self.seed).permutation(len(items))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deduplicated(Curated):
+    """A corpus whose training text has no duplicates (Lee et al. 2022): of each cluster the item first by name is kept.
+
+    Attributes:
+      corpus: of documents or records.
+      threshold: least similarity of near duplicates, see `duplicates.near`; None: only exact ones go.
+      validation, test, near_duplicates: as in `Data`.
+    """
+
+    threshold: float | None = None
+
+    def __post_init__(self):
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise ValueError(
+                f"Deduplicated.threshold = {self.threshold}: expected 0 < threshold <= 1, or None for exact duplicates"
+            )
+
+    def documents(self, data_dir: str | Path | None = None) -> tuple[Item, ...]:
+        """What is left for training, and all that is held out, by name."""
+        parts = self._split(data_dir)
+        items = parts["train"]
+        if self.threshold is None:
+            clusters = duplicates.exact(items)
+        else:
+            clusters = duplicates.near(items, threshold=self.threshold)
+        dropped = {
+            i for cluster in clusters for i in cluster if i != min(cluster, key=lambda i: items[i].name)
+        }
+        kept = [item for i, item in enumerate(items) if i not in dropped]
+        return _by_name([*kept, *parts["validation"], *parts["test"]])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from research.batch import Batch
 from research.data.layouts import Concatenate, Split
 from research.data.objectives import Example, ones
 from research.data.pipeline import Dataset
+from research.evaluation import repetition
 from research.evaluation.continuing import How, Line
 from research.evaluation.mauve import mauve
 from research.evaluation.samples import Lines, Repetition
@@ -67,6 +68,7 @@ class Decoding:
 
     The metrics are those of `Repetition`; beside them, since what repeats little may be no text:
 
+    - `self_bleu`: of at most 1000 of the texts, how alike they are to each other (Zhu et al. 2018);
     - `zipf_distance`, `length_distance`: how far `zipf` and `tokens` are from the human text's;
     - `reference_loss`: of the texts under the reference model, in nats per token, and `reference_distance`, how far
       that is from its loss of the human text: text that repeats is likelier than what people write, not better;
@@ -104,11 +106,11 @@ class Decoding:
         prompts, human = self.samples.pairs(trained)
         judge = None if self.reference is None else _Judge(self.reference, trained.text, prompts, human)
         scores: dict[str, dict[str, float]] = {}
-        floor = self.samples.measured(human)
+        floor = self._measured(human)
         for name, way in self.ways:
             times = self.draws if way.draws else 1
             sets = [self.written(trained, prompts, way, draw) for draw in range(times)]
-            found = self.samples.measured([line for lines in sets for line in lines])
+            found = self._measured([line for lines in sets for line in lines])
             found["length_distance"] = abs(found["tokens"] - floor["tokens"])
             if {"zipf"} <= found.keys() & floor.keys():
                 found["zipf_distance"] = abs(found["zipf"] - floor["zipf"])
@@ -117,6 +119,10 @@ class Decoding:
                 scores.setdefault(metric, {})[name] = value
         scores["human"] = floor | ({} if judge is None else judge.floor)
         return scores
+
+    def _measured(self, lines: Lines) -> dict[str, float]:
+        found = self.samples.measured(lines)
+        return found | ({"self_bleu": repetition.self_bleu(lines)} if len(lines) > 1 else {})
 
     def written(self, trained: Trained, prompts: Lines, way: Way, draw: int) -> Lines:
         """What the model writes after each prompt."""

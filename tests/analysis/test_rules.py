@@ -323,6 +323,25 @@ def test_every_difference_has_the_sign_or_it_is_not_supported():
         Every(of=(Difference(metric="m", arm="a", baseline="b"),), expect="less")
 
 
+def test_all_differences_are_equal_or_one_refutes_it():
+    """Margin 0.02, jitter as in the other tests."""
+    assert every("equal", a=(1.0, 1.0), b=(2.001, 2.0))[0] == Verdict.SUPPORTED
+    refuted, effect = every("equal", a=(1.0, 1.0), b=(1.7, 2.0))
+    assert (refuted, effect) == (Verdict.REFUTED, pytest.approx(-0.3))
+    assert every("equal", a=(1.0, 1.0), b=(2.02, 2.0))[0] == Verdict.INCONCLUSIVE
+
+
+def test_every_equal_takes_the_greatest_p_of_equivalence_and_the_least_of_difference():
+    values = {("a", "m"): around(1.001), ("b", "m"): around(1.2), ("c", "m"): around(1.0, jitter=FLAT)}
+    of = tuple(Difference(metric="m", arm=arm, baseline="c") for arm in "ab")
+    found = Every(of=of, expect="equal").measure(values)
+    near, far = (Contrast(metric="m", arm=arm, baseline="c", expect="equal").measure(values) for arm in "ab")
+    assert found.p == pytest.approx(2 * far.p)
+    assert near.p > far.p
+    assert found.p_equal == far.p_equal > near.p_equal
+    assert found.effect == far.effect
+
+
 def test_a_line_explains_a_share_of_the_variance_over_arms():
     arms = tuple("abcd")
     rule = Explained(metric="y", by="x", arms=arms, value=0.5, expect="greater")

@@ -103,6 +103,19 @@ def test_a_copy_by_hand():
     assert all(len(text) == 8 for text in seen)
 
 
+def test_shuffled_copies_have_the_tokens_of_copies_in_another_order():
+    window = TokenWindow.text(np.arange(64, dtype=np.int32))
+    orders = set()
+    for seed in range(20):
+        plain = Duplicate(rate=0.25, least=16, most=16)(window, rng(seed), T).ids
+        out = Duplicate(rate=0.25, least=16, most=16, shuffled=True)(window, rng(seed), T).ids
+        assert sorted(out) == sorted(plain)
+        moved = np.flatnonzero(out != plain)
+        assert 10 <= len(moved) <= moved[-1] - moved[0] + 1 <= 16
+        orders.add(tuple(out[moved] - out[moved].min()))
+    assert len(orders) > 10
+
+
 def test_rate_0_changes_nothing_and_the_window_itself_is_never_written_to():
     ids = np.arange(100, dtype=np.int32)
     ids.flags.writeable = False

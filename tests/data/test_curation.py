@@ -101,24 +101,28 @@ def test_shuffled_documents_stay_in_their_split(wrap):
         assert [item.name for item in before[name]] == [item.name for item in after[name]]
 
 
-def test_exact_duplicates_go_and_the_first_by_name_stays():
-    items = (Document("b", "x y"), Document("a", "x  y"), Document("c", "z"))
-    assert texts(Deduplicated(corpus=Given(items=items)).documents()) == [("a", "x  y"), ("c", "z")]
+def test_of_exact_duplicates_in_training_text_the_first_by_name_stays():
+    plain = made().items
+    copies = [Document(f"a{item.name}", item.text.replace(" ", "  ")) for item in plain]
+    found = Given(items=(*copies, *plain))
+    before, after = parts(found), parts(Deduplicated(corpus=found))
+    assert len(before["train"]) == 2 * len(after["train"])
+    assert all(item.name.startswith("a") for item in after["train"])
+    assert len(before["test"]) == len(after["test"]) > 0
 
 
 def test_near_duplicates_go_only_with_a_threshold():
-    words = [f"w{i}" for i in range(100)]
-    items = (
-        Document("a", " ".join(words)),
-        Document("b", " ".join([*words[:99], "x"])),
-        Document("c", "other"),
-    )
-    assert len(Deduplicated(corpus=Given(items=items)).documents()) == 3
-    assert [item.name for item in Deduplicated(corpus=Given(items=items), threshold=0.8).documents()] == [
-        "a",
-        "c",
+    plain = made(least=600).items
+    copies = [Document(f"{item.name}.twin", f"{item.text} w1 w2") for item in plain]
+    found = Given(items=tuple(sorted((*copies, *plain), key=lambda item: item.name)))
+    train = parts(found)["train"]
+    assert texts(parts(Deduplicated(corpus=found))["train"]) == texts(train)
+    left = Deduplicated(corpus=found, threshold=0.8)
+    for name in ("test", "validation"):
+        assert texts(parts(left)[name]) == texts(parts(found)[name]) != []
+    assert [item.name for item in parts(left)["train"]] == [
+        item.name for item in train if not item.name.endswith(".twin")
     ]
-    left = Deduplicated(corpus=Given(items=items), threshold=0.8)
     assert Deduplicated(corpus=left, threshold=0.8).documents() == left.documents()
 
 

@@ -8,6 +8,7 @@ from test_repetition_of_models import FAMILIES, trained
 
 from research.evaluation.continuing import Line, continued
 from research.evaluation.decoding import Decoding, Way
+from research.evaluation.repetition import self_bleu
 from research.evaluation.samples import Repetition
 from research.evaluation.trained import Evaluation, Known
 from research.generation.contrastive import ContrastiveSearch
@@ -47,7 +48,8 @@ def test_every_way_writes_in_every_family(family):
     assert list(scores["tokens"]) == names
     assert scores["seq_rep@welleck"]["blocked"] == 0
     prompts, human = SAMPLES.pairs(found)
-    assert scores["human"] == SAMPLES.measured(human)
+    assert scores["human"] == SAMPLES.measured(human) | {"self_bleu": self_bleu(human)}
+    assert 0 < scores["self_bleu"]["greedy"] <= 1
     greedy = SAMPLES.measured(SAMPLES.samples(found, prompts, 0.0))
     assert {name: scores[name]["greedy"] for name in greedy} == greedy
     for name in names:

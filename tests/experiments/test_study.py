@@ -246,7 +246,8 @@ def test_a_study_that_is_not_there_is_one_line(matched):
     with pytest.raises(configs.ConfigError) as raised:
         study.load("tinny", "smoke")
     assert str(raised.value) == (
-        "--study=tinny: no configs/tinny/study.gin; expected one of ['architecture', 'forgetting', 'tiny']"
+        "--study=tinny: no configs/tinny/study.gin; expected one of "
+        "['architecture', 'forgetting', 'repetition', 'tiny']"
     )
 
 

@@ -1,0 +1,55 @@
+"""The repetition study: some of each kind that smoke leaves out train, are scored and are evaluated."""
+
+import dataclasses
+
+import pytest
+from short_cells import check_takes_steps
+
+from experiments import experiment, study
+
+SMALL = study.load("repetition", "small")
+# Every objective, remedy and kind of text. Shapes of `ways` and `quality` are checked in tests/evaluation.
+ARMS = [
+    *("causal_10", "prefix_mixture", "encoder_decoder_spans", "causal_from_given", "prefix_token"),
+    *("encoder_decoder_sequence", "causal_shuffled", "untrained", "legal_deduplicated"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_takes_three_steps_and_makes_its_evaluations(arm, tmp_path):
+    check_takes_steps(SMALL, arm, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["causal", "prefix", "encoder_decoder"])
+def test_the_rates_of_a_family_differ_in_nothing_else(family):
+    plain, *others = (SMALL.experiment(f"{family}{rate}", 0)[0] for rate in ("", "_10", "_25", "_50"))
+    for one, rate in zip(others, (0.1, 0.25, 0.5), strict=True):
+        (copies,) = one.data.transforms
+        assert copies.rate == rate
+        assert not copies.shuffled
+        assert dataclasses.replace(one, data=dataclasses.replace(one.data, transforms=())) == plain
+
+
+def test_what_is_written_fits_into_a_window_of_training():
+    for arm in SMALL.arms:
+        window = SMALL.experiment(arm, 0)[0].data.window
+        found = SMALL.evaluations(arm)
+        for name in found.keys() & {"repetition", "bytes"}:
+            assert found[name].prompt + found[name].length == window
+        if one := found.get("reinforcement"):
+            assert one.prompt + one.times * one.most <= window
+        for name in found.keys() & {"ways", "quality"}:
+            assert found[name].samples.prompt + found[name].samples.length == window
+
+
+def test_objectives_cost_as_much_in_the_first_stage_and_as_many_steps_in_the_second():
+    for together in ("causal", "prefix", "encoder-decoder"):
+        costs = []
+        for arm in SMALL.comparisons[f"first stage, {together}"]:
+            one = SMALL.experiment(arm, 0)[0]
+            costs.append(one.steps * experiment.cost(one.model, one.data, None).train_flops)
+        assert max(costs) <= 1.02 * min(costs)
+        assert {
+            SMALL.experiment(arm, 0)[0].steps for arm in SMALL.comparisons[f"objectives, {together}"]
+        } == {300}
