@@ -132,10 +132,7 @@ def check_measures(name: str, table: Table) -> None:
     declared |= {f"Table.shown[{together!r}]": names for together, names in table.shown.items()}
     declared |= {f"Table.shifts {spec.name!r}": (spec.learned, spec.forgotten) for spec in table.shifts}
     declared |= {f"Table.sequences {spec.name!r}": spec.losses for spec in table.sequences}
-    for spec in table.figures:
-        paths = [getattr(spec, name) for name in ("metric", "x", "y") if hasattr(spec, name)]
-        paths += [task.metric for task in getattr(spec, "columns", ())]
-        declared[f"figure {spec.name!r} of Table.figures"] = paths
+    declared |= {f"figure {spec.name!r} of Table.figures": spec.paths for spec in table.figures}
     for field, names in declared.items():
         for one in names:
             try:

@@ -97,6 +97,11 @@ class Differences(Spec):
         named = (arm for task in self.columns for arm in (task.baseline, *task.arms))
         return tuple(dict.fromkeys(arm for arm in named if arm))
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all tasks."""
+        return tuple(task.metric for task in self.columns)
+
     def _content(self, cells: Cells) -> tuple[Gains, list[str]]:
         gains, counts = {}, {}
         ran = {row.arm for row in cells.rows}

@@ -115,23 +115,26 @@ def lines(
     notes: Sequence[str],
     band: bool = False,
     vertical: Mapping[str, float] | None = None,
+    horizontal: Mapping[str, float] | None = None,
 ) -> Figure:
     """Lines with their intervals as error bars or, with `band`, as an area along y.
 
-    `vertical` are places on the x axis by name. A line without marks is in the legend all the same.
+    `vertical` and `horizontal` are places on the x and y axes by name. A line without marks is in the legend all the
+    same, one whose name begins with "_" is not.
     """
     from matplotlib.figure import Figure
 
-    vertical = vertical or {}
+    vertical, horizontal = vertical or {}, horizontal or {}
     names = [textwrap.fill(line.name, 32, break_long_words=False) for line in drawn]
-    rows = sum(name.count("\n") + 1 for name in [*names, *vertical])
+    rows = sum(name.count("\n") + 1 for name in [*names, *vertical, *horizontal] if not name.startswith("_"))
     with styled():
         figure = Figure(figsize=(8, max(4.5, 1.5 + 0.19 * rows)), layout="constrained")
         axes = figure.add_subplot()
         for line, name in zip(drawn, names, strict=True):
             _line(axes, line, name, band)
-        for name, place in vertical.items():
-            axes.axvline(place, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2, label=name)
+        for draw, places in ((axes.axvline, vertical), (axes.axhline, horizontal)):
+            for name, place in places.items():
+                draw(place, color="0.35", linestyle=(0, (1, 2)), linewidth=1.2, label=name)
         _axis(axes, "x", x)
         _axis(axes, "y", y)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")

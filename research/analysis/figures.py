@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from research.analysis import drawing, marking, readings, tables
+from research.analysis.crossed import Crossed as Crossed
 from research.analysis.differences import Differences as Differences
 from research.analysis.differences import Task as Task
 from research.analysis.drawing import Axis, Grid, Line, Mark
@@ -98,7 +99,7 @@ class Lines(OfArms):
         for line in content.lines:
             said = "; ".join(map(self._said, marking.telling(line.marks))) or "missing"
             alone = [mark.name for mark in line.marks] == [line.name]
-            yield said if alone else f"{line.name}: {said}"
+            yield said if alone else f"{line.name.removeprefix('_')}: {said}"
         yield from content.missing
 
 
@@ -205,26 +206,91 @@ class Scaling(Frontier):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Points(Lines):
+    """Two series against each other: a point for each of some arms' labels, such as ways to write by how much each
+    repeats and what that costs.
+
+    Attributes:
+      x, y: paths of series in a row.
+      points: by name the arm and the label.
+    """
+
+    x: str
+    y: str
+    points: dict[str, tuple[str, str]]
+
+    def __post_init__(self):
+        super().__post_init__()
+        shown = dict.fromkeys(arm for arm, _ in self.points.values())
+        if not self.points or (self.arms and set(self.arms) != set(shown)):
+            raise FigureError(
+                f"figure {self.name}: points of {list(shown)}, arms = {self.arms}; expected at least one point, and no "
+                "other arms"
+            )
+        object.__setattr__(self, "arms", tuple(shown))
+
+    def _labels(self) -> tuple[str, str]:
+        return self.x_label or _label(self.x), self.y_label or _label(self.y)
+
+    def _said(self, mark: Mark) -> str:
+        return f"{mark.name} {marking.text(mark.y)} at {marking.text(mark.x)}"
+
+    def _content(self, cells: Cells, arms: Sequence[str]) -> Content:
+        xs, ys = cells.numbers(self.x, depth=1), cells.numbers(self.y, depth=1)
+        drawn, counts = [], {}
+        for place, (name, (arm, label)) in enumerate(self.points.items()):
+            mark = marking.point(name, xs[arm].get((label,), {}), ys[arm].get((label,), {}))
+            drawn.append(marking.joined(name, place, [mark]))
+            counts[arm, name] = 0 if mark is None else len(mark.seeds)
+        return Content(lines=drawn, missing=cells.missing(counts))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Curves(Lines):
     """A series of each arm against its labels, such as the loss at each length.
 
     Attributes:
       metric: path of a series in a row.
       mark: a place on the x axis, such as the length that was trained on, and `mark_label` what it is.
+      level: a place on the y axis, `level_label` what it is, and `crossing` the path of a number in a row: where on the
+        x axis the arm's series is there, drawn as a point with its interval.
     """
 
     metric: str
     mark: float | None = None
     mark_label: str = "trained on"
+    level: float | None = None
+    level_label: str = ""
+    crossing: str = ""
 
     explained: ClassVar[str] = "Bands are 95 % t intervals over seeds, small dots are single seeds."
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.crossing and self.level is None:
+            raise FigureError(f"figure {self.name}: crossing = {self.crossing!r}, but no level; set both")
 
     def _labels(self) -> tuple[str, str]:
         return self.x_label or "label", self.y_label or _label(self.metric)
 
     def _options(self) -> dict[str, Any]:
         vertical = {} if self.mark is None else {f"{self.mark_label} ({self.mark:g})": self.mark}
-        return {"band": True, "vertical": vertical}
+        horizontal = (
+            {} if self.level is None else {f"{self.level_label} ({self.level:g})".strip(): self.level}
+        )
+        return {"band": True, "vertical": vertical, "horizontal": horizontal}
+
+    def _said(self, mark: Mark) -> str:
+        if self.crossing and mark.name == self.crossing:
+            return f"{_label(self.crossing)} {marking.text(mark.x)}"
+        return super()._said(mark)
+
+    def _crossings(self, cells: Cells, arms: Sequence[str]) -> Iterator[Line]:
+        """A point of each arm, which is not in the legend."""
+        for arm, found in cells.numbers(self.crossing).items() if self.crossing else ():
+            xs = found.get((), {})
+            mark = marking.point(self.crossing, xs, dict.fromkeys(xs, self.level or 0.0))
+            yield marking.joined(f"_{arm}", arms.index(arm), [mark])
 
     def _content(self, cells: Cells, arms: Sequence[str]) -> Content:
         series = cells.numbers(self.metric, depth=1)
@@ -241,6 +307,7 @@ class Curves(Lines):
                 (arm, f"{arm} at {label}"): len(ys) for label, ys in by_label.items() if len(ys) < whole
             }
         ticks = {place: label for label, place in places.items()}
+        drawn.extend(self._crossings(cells, arms))
         return Content(lines=drawn, missing=cells.missing(counts), places=ticks, named=named)
 
 

@@ -43,6 +43,11 @@ class Spec(abc.ABC):
     def arms(self) -> tuple[str, ...]:
         """Those that are shown; all of the study's where none are named."""
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the rows' numbers, series or grids that it shows."""
+        return tuple(path for name in ("metric", "x", "y", "crossing") if (path := getattr(self, name, "")))
+
     def draw(self, rows: Sequence[Row], arms: Sequence[str], seeds: Seeds | None = None) -> Figure:
         """The figure of the rows of these arms.
 
