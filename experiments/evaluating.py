@@ -98,14 +98,11 @@ def of_study(name: str) -> tuple[dict[str, Evaluation], tuple[str, ...]]:
     return found, tuple(label for label in table.measured.get(first, tuple(found)) if label in found)
 
 
-def measure(
-    origin: Origin, planned: Experiment, evaluations: Mapping[str, Evaluation], data_dir: str | None
-) -> Measured:
-    """The scores of the model at a place.
+def known(origin: Origin, planned: Experiment, data_dir: str | None) -> Trained:
+    """The model at a place beside its data.
 
     Raises:
       ConfigError: the experiment is of another model or another tokenizer, or of data that the model was not made for.
-      ValueError: a score is not finite.
     """
     pretrained.fits(origin, planned.data)
     if isinstance(planned.data.tokenizer, TrainedTokenizer):  # on other text it would become another
@@ -119,9 +116,8 @@ def measure(
         )
     params = jax.device_put(source.params(planned.model, text.tokenizer, data_dir))
     functions = experiment.trainer(planned, text.tokenizer.vocab_size)
-    placed = machine.placement(planned)
-    solo = Solo(functions, rows=planned.data.batch, placement=placed)
-    trained = Trained(
+    solo = Solo(functions, rows=planned.data.batch, placement=machine.placement(planned))
+    return Trained(
         trainer=functions,
         params=params,
         text=text,
@@ -130,12 +126,27 @@ def measure(
         history=origin.history,
         base=origin.begun,
     )
-    with machine.surroundings(planned, placed):
+
+
+def measure(
+    origin: Origin, planned: Experiment, evaluations: Mapping[str, Evaluation], data_dir: str | None
+) -> Measured:
+    """The scores of the model at a place.
+
+    Raises:
+      ConfigError: the experiment is of another model or another tokenizer, or of data that the model was not made for.
+      ValueError: a score is not finite.
+    """
+    trained = known(origin, planned, data_dir)
+    with machine.surroundings(planned, machine.placement(planned)):
         scores = scoring.evaluated(evaluations, trained, origin.place)
         environment = machine.environment(planned)
     record = {
-        "parameters": {"place": origin.place, "fingerprint": source.fingerprint(data_dir)},
-        "data": text.fingerprint,
+        "parameters": {
+            "place": origin.place,
+            "fingerprint": Parameters(place=origin.place).fingerprint(data_dir),
+        },
+        "data": trained.text.fingerprint,
         "evaluations": scoring.hashes(evaluations),
         "environment": environment,
     }
