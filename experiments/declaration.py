@@ -12,6 +12,7 @@ from research.analysis import tables
 from research.analysis.claims import SubClaim
 from research.analysis.figures import Spec
 from research.analysis.frontiers import Shifts
+from research.analysis.labels import Labelled
 from research.evaluation.trained import Evaluation
 
 # What is measured of a run's own held-out data.
@@ -71,6 +72,7 @@ class Table:
       figures: what is drawn of its rows.
       shifts: what of the arms is classified beside a frontier; see `research.analysis.frontiers`.
       sequences: tasks that are learned one after another; see `experiments.sequences`.
+      labelled: tables of what one arm's evaluation measured by label; see `research.analysis.labels`.
       tasks: numbers that are summed up in one more table, by path, and which is better; see
         `research.analysis.aggregate`.
     """
@@ -97,6 +99,7 @@ class Table:
     figures: tuple[Spec, ...] = ()
     shifts: tuple[Shifts, ...] = ()
     sequences: tuple[Tasks, ...] = ()
+    labelled: tuple[Labelled, ...] = ()
     tasks: dict[str, Literal["higher", "lower"]] = dataclasses.field(default_factory=dict)
 
 
@@ -116,8 +119,8 @@ def check_once(name: str, table: Table) -> None:
     """ConfigError where an arm, a seed, a column, a table or a figure is declared twice."""
     declared: dict[str, Sequence[Any]] = {"Table.arms": table.arms, "Table.columns": table.columns}
     declared |= {f"Table.seeds of scale {scale}": seeds for scale, seeds in table.seeds.items()}
-    named = [spec.name for spec in (*table.shifts, *table.sequences)]
-    declared |= {"Table.shifts and Table.sequences": named}
+    named = [spec.name for spec in (*table.shifts, *table.sequences, *table.labelled)]
+    declared |= {"Table.shifts, Table.sequences and Table.labelled": named}
     declared |= {"Table.figures": [figure.name for figure in table.figures]}
     for field, values in declared.items():
         if twice := [value for value, count in collections.Counter(values).items() if count > 1]:
@@ -132,6 +135,7 @@ def check_measures(name: str, table: Table) -> None:
     declared |= {f"Table.shown[{together!r}]": names for together, names in table.shown.items()}
     declared |= {f"Table.shifts {spec.name!r}": (spec.learned, spec.forgotten) for spec in table.shifts}
     declared |= {f"Table.sequences {spec.name!r}": spec.losses for spec in table.sequences}
+    declared |= {f"Table.labelled {spec.name!r}": spec.paths for spec in table.labelled}
     declared |= {f"figure {spec.name!r} of Table.figures": spec.paths for spec in table.figures}
     for field, names in declared.items():
         for one in names:

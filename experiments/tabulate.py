@@ -51,7 +51,7 @@ def render(planned: Study, results_dir: Path | str) -> dict[str, tables.Table]:
 
 def built(planned: Study, rows: Sequence[Row]) -> dict[str, tables.Table]:
     """A table for each comparison that runs at the scale, by name: the first is the study's; see `tables.build`. And
-    those of arms beside a frontier, where all these run.
+    those of arms beside a frontier, where all these run, of sequences of tasks and of labels.
     """
     found: dict[str, tables.Table] = {}
     for together, arms in planned.comparisons.items():
@@ -70,6 +70,9 @@ def built(planned: Study, rows: Sequence[Row]) -> dict[str, tables.Table]:
         if all(known.get(arm, ("unknown",)) for arm in (*spec.frontier, *spec.arms)):
             found[f"table_{slug(spec.name)}"] = spec.table(rows, known, varied=planned.table.varied)
     run = {row.arm for row in rows}
+    for one in planned.table.labelled:
+        if known.get(one.arm, ("unknown",)) and one.arm in run:
+            found[f"table_{slug(one.name)}"] = one.table(rows, known)
     for spec in planned.table.sequences:
         if all(known.get(arm, ("unknown",)) for arm in spec.arms) and run.intersection(spec.arms):
             found[f"table_{slug(spec.name)}"] = spec.table(rows, known)

@@ -6,6 +6,7 @@ import pytest
 from short_cells import check_takes_steps
 
 from experiments import experiment, study
+from research.analysis.figures import Points
 
 SMALL = study.load("repetition", "small")
 # Every objective, remedy and kind of text. Shapes of `ways` and `quality` are checked in tests/evaluation.
@@ -53,3 +54,16 @@ def test_objectives_cost_as_much_in_the_first_stage_and_as_many_steps_in_the_sec
         assert {
             SMALL.experiment(arm, 0)[0].steps for arm in SMALL.comparisons[f"objectives, {together}"]
         } == {300}
+
+
+def test_what_lowers_its_metric_by_construction_is_marked():
+    ways = dict(SMALL.table.evaluations["rated"].ways)
+    filtered = {name: way.filters for name, way in ways.items() if way.filters}
+    for spec in SMALL.table.labelled:
+        assert spec.labels == tuple(ways)
+        assert spec.filtered == filtered
+    marked = [spec for spec in SMALL.table.figures if isinstance(spec, Points)]
+    assert marked
+    for spec in marked:
+        for name, (_, way) in spec.points.items():
+            assert name.endswith("‡") == ("loop@holtzman-code" in ways[way].filters)
