@@ -120,7 +120,7 @@ def check_once(name: str, table: Table) -> None:
     declared: dict[str, Sequence[Any]] = {"Table.arms": table.arms, "Table.columns": table.columns}
     declared |= {f"Table.seeds of scale {scale}": seeds for scale, seeds in table.seeds.items()}
     named = [spec.name for spec in (*table.shifts, *table.sequences, *table.labelled)]
-    declared |= {"Table.shifts, Table.sequences and Table.labelled": named}
+    declared |= {"Table.compared, .shifts, .sequences and .labelled": [*table.compared, *named]}
     declared |= {"Table.figures": [figure.name for figure in table.figures]}
     for field, values in declared.items():
         if twice := [value for value, count in collections.Counter(values).items() if count > 1]:

@@ -1,9 +1,11 @@
 """What runs write, with loops in colours: python -m experiments.samples --run_dir=runs/prefix --out=samples.html
 
-All runs go on from the same held-out windows, once at each temperature, as the evaluation `repetition` lets them. gin
-binds its settings: --gin_param="Repetition.temperatures=(0.0, 1.0)"; or --study takes those of a study.
+Each run goes on from held-out windows of its data, once at each temperature, as the evaluation `repetition` lets it:
+runs of the same data from the same ones. gin binds its settings (--gin_param="Repetition.temperatures=(0.0, 1.0)"), or
+--study takes those of a study as they are.
 """
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,18 +27,17 @@ def written(origin: Run) -> dict[str, list[Sample]]:
     """What the run writes, by temperature.
 
     Raises:
-      ConfigError: the study has no such evaluation, or it is of another kind.
+      ConfigError: there is no such evaluation, or it is of another kind.
       ValueError: see `Repetition`.
     """
     measuring, _ = evaluating.load(origin, FLAGS.gin_file, FLAGS.gin_param)
     known, where = measuring.evaluations, "configs/evaluations.gin"
     if FLAGS.study:
         (known, _), where = evaluating.of_study(FLAGS.study), f"configs/{FLAGS.study}/study.gin"
-    (how,) = evaluating.chosen(known, FLAGS.evaluation, where).values()
+    how = known.get(FLAGS.evaluation)
     if not isinstance(how, Repetition):
-        raise ConfigError(
-            f"--evaluation={FLAGS.evaluation}: {type(how).__name__} in {where}, expected a Repetition"
-        )
+        kinds = [name for name, one in known.items() if isinstance(one, Repetition)]
+        raise ConfigError(f"--evaluation={FLAGS.evaluation}: in {where}, expected one of {kinds}")
     trained = evaluating.known(origin, measuring.experiment, FLAGS.data_dir)
     with machine.surroundings(measuring.experiment, machine.placement(measuring.experiment)):
         prompts, human = how.pairs(trained)
@@ -54,11 +55,11 @@ def marked(prompts: Lines, lines: Lines, tokenizer: Tokenizer) -> Iterator[Sampl
     loops = loops_holtzman_code(lines)
     for prompt, line, period, onset in zip(prompts, lines, loops.period, loops.onset, strict=True):
         begins = range(onset, len(line), period) if period else ()
-        yield Sample(
-            prompt=tokenizer.decode(prompt),
-            text=tokenizer.decode(line[:onset], continues=True),
-            phrases=tuple(tokenizer.decode(line[at : at + period], continues=True) for at in begins),
-        )
+        whole = tokenizer.decode(line, continues=True)
+        # A character may be cut between two tokens, so the text is cut and not the tokens.
+        cuts = [len(tokenizer.decode(line[:at], continues=True)) for at in begins] + [len(whole)]
+        phrases = tuple(whole[begin:end] for begin, end in itertools.pairwise(cuts))
+        yield Sample(prompt=tokenizer.decode(prompt), text=whole[: cuts[0]], phrases=phrases)
 
 
 def main(argv: list[str]) -> int:
@@ -67,15 +68,16 @@ def main(argv: list[str]) -> int:
         return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --run_dir=...")
     start.process()
     try:
-        found = {}
-        for place in FLAGS.run_dir:
-            origin = origins.run(place, FLAGS.data_dir)
-            found[Path(place).name] = written(origin)
+        out = Path(FLAGS.out)
+        if out.is_dir() or not out.parent.is_dir():
+            raise ConfigError(f"--out={FLAGS.out}: expected a file in a folder that there is")
+        runs = {place: origins.run(place, FLAGS.data_dir) for place in FLAGS.run_dir}
+        found = {place: written(origin) for place, origin in runs.items()}
         note = (
             "What is written after held-out prompts (grey) at each temperature, and what people wrote there. The "
             "phrase that a text ends in, by the code of Holtzman et al. 2020, has a colour each time that it comes."
         )
-        folders.replace(Path(FLAGS.out), page(found, title="Samples", note=note))
+        folders.replace(out, page(found, title="Samples", note=note))
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError) as error:

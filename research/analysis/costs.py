@@ -1,11 +1,13 @@
 """A rule of two measures at once: what helps, and what it may cost."""
 
 import dataclasses
+import math
 from typing import ClassVar, cast
 
 from research.analysis import statistics
 from research.analysis.decisions import (
     ALPHA,
+    ClaimError,
     Decision,
     Family,
     Measured,
@@ -38,6 +40,13 @@ class AtNoCost(Rule):
     cost: Difference
     most: float
 
+    def __post_init__(self):
+        if self.benefit.expect == "equal" or not math.isfinite(self.most):
+            raise ClaimError(
+                f"AtNoCost: benefit.expect = {self.benefit.expect!r}, most = {self.most}; expected 'less' or "
+                "'greater', and a number"
+            )
+
     def explain(self) -> str:
         (first, second), (worse, than) = self.benefit.words(), self.cost.words()
         gain = f"{first} is {self.benefit.expect} than {second}"
@@ -55,7 +64,7 @@ class AtNoCost(Rule):
         allowed = {seed: value + self.most for seed, value in second.items()}
         beyond = statistics.paired_test(*paired(first, allowed))
         holds = [self.benefit.as_expected(gain), beyond.estimate.mean < 0]
-        p = [cast(float, gain.p_null), beyond.p]
+        p = [cast(float, gain.p), beyond.p]
         failing = [each for each, one in zip(p, holds, strict=True) if not one]
         return Measured(
             effect=gain.effect,
@@ -70,4 +79,6 @@ class AtNoCost(Rule):
             return Decision(verdict=Verdict.INCONCLUSIVE, reason="not significant")
         if found.orderly:
             return Decision(verdict=Verdict.SUPPORTED)
-        return Decision(verdict=Verdict.REFUTED, reason=f"no benefit, or a cost of more than {self.most:g}")
+        harms = not self.benefit.as_expected(found)
+        reason = "the difference has the other sign" if harms else f"it costs more than {self.most:g}"
+        return Decision(verdict=Verdict.REFUTED, reason=reason)

@@ -73,7 +73,7 @@ class Crossed(Spec):
             title=self.title,
             labels=(self.row_label, self.column_label, self.label or tables.measure(self.metric).label),
             format=self.format,
-            notes=["Means over seeds; there are no arms of hatched cells.", *missing],
+            notes=["Means over seeds; of a hatched cell there is no arm, or no row.", *missing],
         )
 
     def _words(self, cells: Cells, arms: Sequence[str]) -> Iterator[str]:

@@ -122,7 +122,7 @@ class Every(PairedTest):
 
     Less or greater: seed by seed, the one that has least of it is tested against zero. Equal: all of them lie within
     the margin (the greatest p of their TOSTs: Berger 1982), which is refuted where one lies beyond it (the least p,
-    times their number); the effect is the largest.
+    times their number); the effect is that of the one with the least p.
     """
 
     of: tuple[Difference, ...]
@@ -153,13 +153,21 @@ class Every(PairedTest):
         if self.expect != "equal":
             return super().measure(values, level)
         parts = [
-            Contrast(**dataclasses.asdict(part), expect="equal", margin=self.margin).measure(values, level)
+            Contrast(
+                metric=part.metric,
+                arm=part.arm,
+                baseline=part.baseline,
+                baseline_metric=part.baseline_metric,
+                expect="equal",
+                margin=self.margin,
+            ).measure(values, level)
             for part in self.of
         ]
+        worst = min(parts, key=lambda part: cast(float, part.p))
         effects = ", ".join(f"{part.effect.mean:+.4g}" for part in parts)
         return dataclasses.replace(
-            max(parts, key=lambda part: abs(part.effect.mean)),
-            p=min(1.0, len(parts) * min(cast(float, part.p) for part in parts)),
+            worst,
+            p=min(1.0, len(parts) * cast(float, worst.p)),
             p_equal=max(cast(float, part.p_equal) for part in parts),
             p_null=None,
             note=f"differences {effects}",

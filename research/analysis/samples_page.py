@@ -21,6 +21,7 @@ h1, h2, th { font-family: system-ui, sans-serif; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .4em .6em; border-bottom: 1px solid #ccc; }
 th { white-space: nowrap; font-weight: 500; }
+td { white-space: pre-wrap; }
 .prompt { color: #595959; }
 mark { color: #111; padding: 0 .1em; border-bottom: 2px solid #7a4b00; background: #ffe2a8; }
 mark:nth-of-type(even) { background: #bcdcff; border-color: #004a8f; }
@@ -43,7 +44,15 @@ def _model(name: str, by_label: Mapping[str, Sequence[Sample]]) -> Iterator[str]
     yield '<thead><tr><th scope="col">temperature</th><th scope="col">text</th></tr></thead>\n<tbody>\n'
     for label, samples in by_label.items():
         for sample in samples:
-            marks = "".join(f"<mark>{escape(phrase)}</mark>" for phrase in sample.phrases)
-            text = f'<span class="prompt">{escape(sample.prompt)}</span>{escape(sample.text)}{marks}'
+            marks = "".join(f"<mark>{_shown(phrase)}</mark>" for phrase in sample.phrases)
+            text = f'<span class="prompt">{_shown(sample.prompt)}</span>{_shown(sample.text)}{marks}'
             yield f'<tr><th scope="row">{escape(label)}</th><td>{text}</td></tr>\n'
     yield "</tbody>\n</table>\n"
+
+
+# Control characters but tab and newline, as the pictures that Unicode has of them.
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
+
+
+def _shown(text: str) -> str:
+    return escape(text.translate(_PICTURES))

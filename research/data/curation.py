@@ -58,6 +58,7 @@ class Deduplicated(Curated):
       corpus: of documents or records.
       threshold: least similarity of near duplicates, see `duplicates.near`; None: only exact ones go.
       validation, test, near_duplicates: as in `Data`.
+      seed: of nothing, as nothing is drawn.
     """
 
     threshold: float | None = None

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -103,10 +103,12 @@ def t50(
     samples: Sequence[int] | np.ndarray,
     level: float = 0.95,
 ) -> T50:
-    """By a logistic fit of the share of loops, 1 / (1 + exp((T - T50) / width)), width > 0, to binomial counts.
+    """By a logistic fit of the share of loops, top / (1 + exp((T - m) / width)), to binomial counts: where it is 1/2.
 
-    The interval is that of the profile likelihood. The width is at least a fiftieth of the grid, so that counts which a
-    step separates have a T50, halfway between the two temperatures.
+    `top`, more than 1/2 and at most 1, is what the share comes to at low temperatures: a model may leave its loops
+    again, and then with a fixed top of 1 the fit would be half of it and not half of the samples. The interval is that
+    of the profile likelihood. The width is at least a fiftieth of the grid, so that counts which a step separates have
+    a T50, halfway between the two temperatures.
 
     Args:
       temperatures: the grid, rising.
@@ -128,22 +130,37 @@ def t50(
     if hits[-1] / tries[-1] > 0.5:
         return T50(last, last, np.inf, "right")
     span = last - first
+    log_widths = np.linspace(np.log(span / 50), np.log(span * 50), 41)
+    tops = np.linspace(0.5, 1.0, 26)[1:]
+    bounds = ((log_widths[0], log_widths[-1]), (tops[0], 1.0))
 
-    def cost(where: float, log_width: float) -> float:
+    def cost(where: Any, log_width: Any, top: Any) -> np.ndarray:
         """Minus the log-likelihood."""
-        logit = (where - grid) / np.exp(log_width)
-        return -float(np.sum(hits * special.log_expit(logit) + (tries - hits) * special.log_expit(-logit)))
+        where, width, top = (np.asarray(each, float)[..., None] for each in (where, np.exp(log_width), top))
+        logit = (where - grid) / width - np.log(2 * top - 1)
+        with np.errstate(divide="ignore"):
+            loops = np.log(top) + special.log_expit(logit)
+            others = np.logaddexp(np.log(1 - top), np.log(top) + special.log_expit(-logit))
+        return np.asarray(-np.sum(hits * loops + (tries - hits) * others, axis=-1))
 
     def profile(where: float) -> float:
-        bounds = (np.log(span / 50), np.log(span * 50))
-        return optimize.minimize_scalar(lambda log_width: cost(where, log_width), bounds=bounds).fun
+        """The least cost of any width and top, from the best of a grid of them."""
+        costs = cost(where, log_widths[:, None], tops)
+        width, top = np.unravel_index(costs.argmin(), costs.shape)
+        found = optimize.minimize(
+            lambda at: float(cost(where, at[0], at[1])),
+            np.array([log_widths[width], tops[top]]),
+            bounds=bounds,
+            method="L-BFGS-B",
+        )
+        return min(float(found.fun), float(costs.min()))
 
     # From the best of a grid: where a step separates the counts the profile is flat, and flat beyond bad ones.
     coarse = np.linspace(first, last, 101)
-    costs = np.array([profile(where) for where in coarse])
-    best = coarse[np.flatnonzero(costs <= costs.min() + 1e-9)].mean()
-    near = (max(first, best - span / 100), min(last, best + span / 100))
-    found = optimize.minimize_scalar(profile, bounds=near, options={"xatol": 1e-8 * span})
+    costs = cost(coarse[:, None, None], log_widths[:, None], tops).min((1, 2))
+    best = float(coarse[np.flatnonzero(costs <= costs.min() + 1e-9)].mean())
+    near = (max(first, best - span / 50), min(last, best + span / 50))
+    found = optimize.minimize_scalar(profile, bounds=near, options={"xatol": 1e-6 * span})
     value = float(found.x if found.fun < profile(best) - 1e-9 else best)
     allowed = profile(value) + stats.chi2.ppf(level, 1) / 2
 
@@ -151,6 +168,6 @@ def t50(
         """Where the profile crosses what is allowed between the value and an edge of the grid; the edge if nowhere."""
         if profile(edge) <= allowed or edge == value:
             return edge
-        return optimize.brentq(lambda where: profile(where) - allowed, value, edge)
+        return optimize.brentq(lambda where: profile(where) - allowed, value, edge, xtol=1e-5 * span)
 
     return T50(value, float(end(first)), float(end(last)))

@@ -16,6 +16,7 @@ from research.models.families import Encoder, Model
 
 Lines = list[Int32[np.ndarray, " _"]]
 
+LOOPS = {"holtzman-code": loops_holtzman_code, "holtzman-paper": loops_holtzman_paper}
 METRICS = {  # by name what is counted, of n-grams of which there must be some
     "loop@holtzman-code": lambda lines, n: loops_holtzman_code(lines).rate,
     "loop@holtzman-paper": lambda lines, n: loops_holtzman_paper(lines).rate,
@@ -35,10 +36,9 @@ METRICS = {  # by name what is counted, of n-grams of which there must be some
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Repetition:
     """Repetition of samples that go on from held-out windows, `{metric: {temperature: value}}`, under `METRICS` and
-    `tokens`, their mean length; `human`: the same of what follows in the windows, as far as they go; and `t50`, of
-    loops by the code of Holtzman et al., with its interval and whether it is `censored`: -1 (left), 0 or 1 (right; then
-    `high` is None). A metric that a set of samples is too short for is left
-    out.
+    `tokens`, their mean length; `human`: the same of what follows in the windows, as far as they go; and `t50`, with
+    its interval and whether it is `censored`: -1 (left), 0 or 1 (right; then `high` is None). A metric that a set of
+    samples is too short for is left out.
 
     A sample ends at EOS, which is not counted, or at `length`. It depends on the seed, the prompt and the temperature.
 
@@ -51,6 +51,7 @@ class Repetition:
       temperatures: rising; 0: the likeliest token.
       n: of n-grams where the metric has no own; at least 8 where tokens are bytes.
       rows: at a time.
+      fits: definitions of a loop whose T50 is fitted: of the first as `t50`, of others as `t50@...`.
     """
 
     prompts: int = 16
@@ -59,8 +60,11 @@ class Repetition:
     temperatures: tuple[float, ...] = (0.0, 0.5, 1.0)
     n: int = 4
     rows: int = 16
+    fits: tuple[str, ...] = ("holtzman-code", "holtzman-paper")
 
     def __post_init__(self):
+        if not self.fits or not set(self.fits) <= LOOPS.keys():
+            raise ValueError(f"Repetition.fits = {self.fits}: expected some of {list(LOOPS)}")
         for name in ("prompts", "length", "n", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Repetition.{name} = {getattr(self, name)}: expected at least 1")
@@ -85,10 +89,10 @@ class Repetition:
             for name, value in self.measured(lines).items():
                 scores.setdefault(name, {})[label] = value
         scores["human"] = {**self.measured(human)}
-        if len(written) > 1:
-            loops = [loops_holtzman_code(lines) for lines in written.values()]
-            counts = [int((each.period > 0).sum()) for each in loops]
-            scores["t50"] = _fitted(t50(self.temperatures, counts, [len(prompts)] * len(counts)))
+        for place, name in enumerate(self.fits if len(written) > 1 else ()):
+            counts = [int((LOOPS[name](lines).period > 0).sum()) for lines in written.values()]
+            found = t50(self.temperatures, counts, [len(prompts)] * len(counts))
+            scores[f"t50@{name}" if place else "t50"] = _fitted(found)
         return scores
 
     def measured(self, lines: Lines) -> dict[str, float]:

@@ -16,12 +16,18 @@ def test_predictions_are_counted_at_targets(family):
     scores = Predictions(last=(3, 100))(found)
     model = found.trainer.model(found.params)
     repeated = wrong = right = total = 0
+    texts = [window.ids.tolist() for window in found.text.windows[0]["test"]]
     for batch in found.text.held_out("test"):
         logits = np.asarray(model.outputs.logits(model.apply(jax.tree.map(np.asarray, batch)).hidden))
         for row, labels, weights in zip(logits.argmax(-1), batch.labels, batch.weights, strict=True):
             said = [(int(p), int(g)) for p, g, w in zip(row, labels, weights, strict=True) if w]
-            for place, (guess, gold) in enumerate(said):
-                again = guess in [other for _, other in said[max(0, place - 3) : place]]
+            targets = [gold for _, gold in said]
+            if not targets:  # a row that fills the batch
+                continue
+            (text,) = {tuple(one) for one in texts if one[-len(targets) :] == targets}
+            given = len(text) - len(targets)
+            for place, (guess, gold) in enumerate(said, given):
+                again = guess in text[max(0, place - 3) : place]
                 repeated, wrong = repeated + again, wrong + (again and guess != gold)
                 right, total = right + (guess == gold), total + 1
     assert scores["rep"]["3"] == pytest.approx(repeated / total)

@@ -318,6 +318,15 @@ def test_t50_of_a_logistic_is_recovered(true, width):
     assert found.low < found.value < found.high < found.low + 0.02
 
 
+@pytest.mark.parametrize(("top", "middle", "width"), [(0.8, 0.5, 0.1), (0.65, 0.4, 0.08), (0.9, 0.3, 0.15)])
+def test_t50_is_where_half_loop_and_not_half_of_those_that_ever_do(top, middle, width):
+    """A model that leaves its loops again has a share below 1 at every temperature."""
+    shares = top / (1 + np.exp((np.array(GRID) - middle) / width))
+    found = loops.t50(GRID, np.round(10_000 * shares).astype(int), [10_000] * len(GRID))
+    assert found.value == pytest.approx(middle + width * np.log(2 * top - 1), abs=5e-3)
+    assert found.low <= found.value <= found.high < found.low + 0.05
+
+
 def test_the_interval_of_t50_holds_the_truth_about_as_often_as_it_says():
     rng, true = np.random.default_rng(0), 0.45
     shares = 1 / (1 + np.exp((np.array(GRID) - true) / 0.12))

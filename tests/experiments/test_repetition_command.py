@@ -34,7 +34,7 @@ def test_the_command_measures_how_much_published_weights_repeat(tmp_path):
         evals="repetition,reinforcement",
     )
     scores = found["repetition"]
-    assert set(scores) - {"t50"} == {"tokens", "human", *METRICS}
+    assert set(scores) - {"t50", "t50@holtzman-paper"} == {"tokens", "human", *METRICS}
     for name in METRICS:
         assert set(scores[name]) == {"0", "1"}
         assert np.isfinite([*scores[name].values(), scores["human"][name]]).all()

@@ -12,7 +12,15 @@ SMALL = study.load("repetition", "small")
 # Every objective, remedy and kind of text. Shapes of `ways` and `quality` are checked in tests/evaluation.
 ARMS = [
     *("causal_10", "prefix_mixture", "encoder_decoder_spans", "causal_from_given", "prefix_token"),
-    *("encoder_decoder_sequence", "causal_shuffled", "untrained", "legal_deduplicated"),
+    *(
+        "encoder_decoder_sequence",
+        "causal_shuffled",
+        "untrained",
+        "legal_deduplicated",
+        "masked",
+        "ditto",
+        "pool_10",
+    ),
 ]
 
 
@@ -47,13 +55,13 @@ def test_what_is_written_fits_into_a_window_of_training():
 def test_objectives_cost_as_much_in_the_first_stage_and_as_many_steps_in_the_second():
     for together in ("causal", "prefix", "encoder-decoder"):
         costs = []
-        for arm in SMALL.comparisons[f"first stage, {together}"]:
+        for arm in SMALL.comparisons[f"{together} first stage"]:
             one = SMALL.experiment(arm, 0)[0]
             costs.append(one.steps * experiment.cost(one.model, one.data, None).train_flops)
         assert max(costs) <= 1.02 * min(costs)
-        assert {
-            SMALL.experiment(arm, 0)[0].steps for arm in SMALL.comparisons[f"objectives, {together}"]
-        } == {300}
+        assert {SMALL.experiment(arm, 0)[0].steps for arm in SMALL.comparisons[f"{together} objectives"]} == {
+            300
+        }
 
 
 def test_what_lowers_its_metric_by_construction_is_marked():
