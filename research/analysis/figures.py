@@ -121,7 +121,7 @@ class Frontier(Lines):
         return self.x_label or _label(self.x), self.y_label or _label(self.y)
 
     def _said(self, mark: Mark) -> str:
-        return f"{mark.name} {marking.text(mark.y)} at {marking.text(mark.x)}"
+        return _placed(mark)
 
     def _content(self, cells: Cells, arms: Sequence[str]) -> Content:
         for arm in (arm for joined in self.lines.values() for arm in joined):
@@ -233,7 +233,7 @@ class Points(Lines):
         return self.x_label or _label(self.x), self.y_label or _label(self.y)
 
     def _said(self, mark: Mark) -> str:
-        return f"{mark.name} {marking.text(mark.y)} at {marking.text(mark.x)}"
+        return _placed(mark)
 
     def _content(self, cells: Cells, arms: Sequence[str]) -> Content:
         xs, ys = cells.numbers(self.x, depth=1), cells.numbers(self.y, depth=1)
@@ -414,6 +414,10 @@ class HeatMap(OfArms):
                 f"{np.mean(list(grid.values.values())):{self.format}}"
             )
         yield from missing
+
+
+def _placed(mark: Mark) -> str:
+    return f"{mark.name} {marking.text(mark.y)} at {marking.text(mark.x)}"
 
 
 def _label(path: str) -> str:

@@ -41,18 +41,11 @@ class Labelled:
             )
 
     @property
-    def arms(self) -> tuple[str, ...]:
-        """The one."""
-        return (self.arm,)
-
-    @property
     def paths(self) -> tuple[str, ...]:
         """Of the series that it shows."""
         return tuple(f"{self.of}.{metric}" for metric in self.metrics)
 
-    def table(
-        self, rows: Iterable[Row], known: Mapping[str, Sequence[int]], *, varied: bool = False
-    ) -> Table:
+    def table(self, rows: Iterable[Row], known: Mapping[str, Sequence[int]]) -> Table:
         """The table; whether the rows compare is the table's of the arm's comparison to say.
 
         Args:
