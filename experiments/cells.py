@@ -15,6 +15,7 @@ from experiments.stages import Stage
 from experiments.study import Study, require_rates
 from research.analysis import readings, results
 from research.analysis.results import Row
+from research.evaluation.checked import Checked
 from research.training import loop
 
 Outcome = float | Exception  # a held-out loss, or why there is none
@@ -81,7 +82,12 @@ class Cell:
 
     @functools.cached_property
     def job(self) -> running.Job:
-        """What there is to run; the name of its folder and its row says which experiment it is, of which data."""
+        """What there is to run; the name of its folder and its row says which experiment it is, of which data.
+
+        Raises:
+          ConfigError: as `base`.
+          ValueError: an evaluation that models of this config are not measured by.
+        """
         planned, config = self._planned
         if self.base is not None:
             assert isinstance(planned.init_from, Stage)
@@ -91,6 +97,9 @@ class Cell:
             name: experiment.asking(one, lambda stage: _asked(stage, asked[stage.arm]))
             for name, one in self.study.evaluations(self.arm).items()
         }
+        for one in evaluations.values():
+            if isinstance(one, Checked):
+                one.check(planned.model)
         names = twins.pattern(self.seed, experiment.key(planned, self.data_dir))
         return running.Job(
             planned,

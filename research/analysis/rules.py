@@ -28,7 +28,7 @@ from research.analysis.decisions import (
 )
 from research.analysis.statistics import Estimate
 
-COUNTED = ("budget.",)  # where a row's numbers are counted: they do not depend on the seed
+COUNTED = ("budget.", "metrics.cost.")  # where numbers are counted: they do not depend on the seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,9 @@ from research.batch import Batch
 from research.data.objectives import Example
 from research.data.pipeline import Dataset
 from research.data.windows import Tokenized
+from research.evaluation.checked import require_decoder, require_positions
 from research.evaluation.trained import Scores, Trained
-from research.models.families import Decoder
+from research.models.families import FamilyConfig
 from research.training.step import Trainer
 
 
@@ -151,22 +152,33 @@ class LengthCurve:
                 "least 0"
             )
 
+    def check(self, model: FamilyConfig) -> None:
+        """ValueError where the model is no decoder that hides what comes later, has a memory or fewer positions than
+        the longest window.
+        """
+        decoder = require_decoder(model, "LengthCurve")
+        if decoder.stack.memory is not None:
+            raise ValueError(
+                f"LengthCurve reads each window alone, but StackConfig.memory = {decoder.stack.memory} carries one on "
+                "to the next; expected None: leave the evaluation out"
+            )
+        require_positions(decoder, self.lengths[-1], f"LengthCurve.lengths = {self.lengths}")
+
     def __call__(self, trained: Trained) -> Scores:
         """Nats per token by length, `non_overlapping` and `sliding`, and `by_position` in the longest non-overlapping
         windows, with the labels of that function. `effective_context` in tokens, by the sliding losses. `icl_score`: of
         the last tenth of the longest window and its second tenth. `tokens`: how many were scored for each number.
 
         Raises:
-          ValueError: the model is no decoder that hides what comes later, has a memory or fewer positions than the
-            longest window, or no document is long enough.
+          ValueError: see `check`, or no document is long enough.
         """
-        _check_reads(trained.trainer.model(trained.params), self.lengths)
-        lines = self._lines(trained.text)
+        self.check(trained.trainer.config)
         first = self.lengths[-1] - self.stride
+        lines = stretches(trained.text, self.split, first + self.tokens, self.stretches, _SIZE)
         stop = first + self.tokens
-        apart = {n: _measured(trained, lines, non_overlapping(first, stop, n)) for n in self.lengths}
+        apart = {n: scored_losses(trained, lines, non_overlapping(first, stop, n)) for n in self.lengths}
         slid = {
-            n: float(_measured(trained, lines, sliding(first, stop, n, self.stride))[0].mean())
+            n: float(scored_losses(trained, lines, sliding(first, stop, n, self.stride))[0].mean())
             for n in self.lengths
         }
         longest = self.lengths[-1]
@@ -182,23 +194,33 @@ class LengthCurve:
             "tokens": len(apart[longest][0]),
         }
 
-    def _lines(self, text: Dataset) -> list[Int32[np.ndarray, " n"]]:
-        """The stretches."""
-        size = self.lengths[-1] - self.stride + self.tokens
-        found = [
-            ids[start : start + size]
-            for ids in _documents(text, self.split)
-            for start in range(0, len(ids) - size + 1, size)
-        ]
-        if not found:
-            most = max(map(len, _documents(text, self.split)))
-            raise ValueError(
-                f"LengthCurve reads stretches of {size} tokens (the longest of LengthCurve.lengths less "
-                f"LengthCurve.stride, and LengthCurve.tokens), but the longest {self.split} document of "
-                f"{text.data.corpus} has {most}; lower them, or use a corpus of longer documents"
-            )
-        count = min(self.stretches, text.data.held_out, len(found))
-        return [found[i] for i in np.linspace(0, len(found) - 1, count).astype(int)]
+
+_SIZE = "the longest of LengthCurve.lengths less LengthCurve.stride, and LengthCurve.tokens"
+
+
+def stretches(
+    text: Dataset, split: str, size: int, most: int, made_of: str
+) -> list[Int32[np.ndarray, " size"]]:
+    """At most so many runs of `size` tokens of one document each, without overlap, spread evenly over a split.
+
+    `made_of`: the settings that the size is the sum of, for what is said where no document is long enough.
+
+    Raises:
+      ValueError: there is no such run, or the split holds no documents.
+    """
+    found = [
+        ids[start : start + size]
+        for ids in _documents(text, split)
+        for start in range(0, len(ids) - size + 1, size)
+    ]
+    if not found:
+        longest = max(map(len, _documents(text, split)))
+        raise ValueError(
+            f"stretches of {size} tokens are to be read ({made_of}), but the longest {split} document of "
+            f"{text.data.corpus} has {longest}; lower them, or use a corpus of longer documents"
+        )
+    count = min(most, text.data.held_out, len(found))
+    return [found[i] for i in np.linspace(0, len(found) - 1, count).astype(int)]
 
 
 def _documents(text: Dataset, split: str) -> Iterator[Int32[np.ndarray, " n"]]:
@@ -207,38 +229,14 @@ def _documents(text: Dataset, split: str) -> Iterator[Int32[np.ndarray, " n"]]:
         windows = part[split]
         if not isinstance(windows, Tokenized) or any(window.record for window in windows):
             raise ValueError(
-                f"LengthCurve reads long documents, but Data.corpus = {text.data.corpus} has records or is synthetic; "
+                f"long documents are to be read, but Data.corpus = {text.data.corpus} has records or is synthetic; "
                 "expected free text: bind another corpus or leave the evaluation out"
             )
         for begin, end in zip(windows.bounds[:-1], windows.bounds[1:], strict=True):
             yield windows.ids[begin:end]
 
 
-def _check_reads(model: Any, lengths: tuple[int, ...]) -> None:
-    """That the model predicts a token from those before it alone, and can tell so many positions apart."""
-    if not isinstance(model, Decoder) or not all(
-        spec.visible(model.config.mask).extendable for spec in model.config.stack.pattern
-    ):
-        raise ValueError(
-            f"LengthCurve scores each token from those before it, but {type(model).__name__} also reads a source or "
-            "what comes later; expected a decoder: leave the evaluation out"
-        )
-    stack = model.config.stack
-    if stack.memory is not None:
-        raise ValueError(
-            f"LengthCurve reads each window alone, but StackConfig.memory = {stack.memory} carries one on to the next; "
-            "expected None: leave the evaluation out"
-        )
-    schemes = [spec.positions or stack.positions for spec in stack.pattern]
-    for scheme in schemes:
-        if scheme.limit is not None and scheme.limit < lengths[-1]:
-            raise ValueError(
-                f"LengthCurve.lengths = {lengths}: windows of up to {lengths[-1]} tokens, but {type(scheme).__name__} "
-                f"positions of the model end at {scheme.limit}; leave out lengths above {scheme.limit}"
-            )
-
-
-def _measured(
+def scored_losses(
     trained: Trained, lines: Sequence[Int32[np.ndarray, " n"]], spans: Sequence[Span]
 ) -> tuple[Float64[np.ndarray, " k"], Int[np.ndarray, " k"]]:
     """The loss of every scored token of all lines, and how many tokens it was predicted from."""

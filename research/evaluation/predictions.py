@@ -44,7 +44,7 @@ class Predictions:
         lines = [
             line
             for batch, placed in zip(batches, trained.place(batches), strict=True)
-            for line in _lines(batch, np.asarray(_likeliest(trained.trainer, trained.params, placed)))
+            for line in _lines(batch, np.asarray(likeliest(trained.trainer, trained.params, placed)))
         ]
         predicted, gold = [line.predicted for line in lines], [line.gold for line in lines]
         guesses = [line.predicted[line.predicted != NONE] for line in lines]
@@ -83,7 +83,8 @@ def _lines(batch: Batch, likeliest: Int[np.ndarray, "b t"]) -> Iterator[_Line]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _likeliest(trainer: Trainer, params: Any, batch: Batch) -> Int[Array, "b t"]:
+def likeliest(trainer: Trainer, params: Any, batch: Batch) -> Int[Array, "b t"]:
+    """The token with the highest score at each place, without dropout; scores of one row exist at a time."""
     model = trainer.model(params)
     hidden = model.apply(batch).hidden
     return jax.lax.map(lambda states: jnp.argmax(model.outputs.logits(states), axis=-1), hidden)

@@ -24,6 +24,7 @@ from research.evaluation.long_context import (
     icl_score,
     non_overlapping,
     sliding,
+    stretches,
     token_losses,
 )
 from research.evaluation.trained import Evaluation, Trained
@@ -178,7 +179,7 @@ def test_stride_1_is_reading_the_last_tokens_before_each_token():
     one = trained()
     curve = LengthCurve(lengths=(5, 9), stride=1, stretches=2, tokens=10)
     found = curve(one)["sliding"]
-    model, lines = one.trainer.model(one.params), curve._lines(one.text)
+    model, lines = one.trainer.model(one.params), stretches(one.text, "test", 18, 2, "here")
     assert len(lines) == 2
     for length in (5, 9):
         targets = [ids[token - length + 1 : token + 1] for ids in lines for token in range(8, 18)]
@@ -201,10 +202,9 @@ def test_windows_as_long_as_those_of_training_have_the_loss_of_the_trainer():
 
 
 def test_stretches_are_spread_over_the_split_and_no_more_than_are_held_out():
-    curve = LengthCurve(lengths=(8,), stride=8, stretches=3, tokens=50)
     every, three, two = (
-        dataclasses.replace(curve, stretches=stretches)._lines(read(held_out=held_out))
-        for stretches, held_out in ((999, 999), (3, 999), (3, 2))
+        stretches(read(held_out=held_out), "test", 50, most, "here")
+        for most, held_out in ((999, 999), (3, 999), (3, 2))
     )
     assert [line.tolist() for line in three] == [every[i].tolist() for i in (0, (len(every) - 1) // 2, -1)]
     assert [line.tolist() for line in two] == [every[i].tolist() for i in (0, -1)]
@@ -248,6 +248,9 @@ def test_what_cannot_be_read_is_one_line_before_anything_is_computed():
         ) as raised:
             curve(trained(DecoderConfig(stack=stack), place=never))
         assert len(str(raised.value).splitlines()) == 1
+        curve.check(DecoderConfig(stack=STACK))
+        with pytest.raises(ValueError, match="end at 30"):
+            curve.check(DecoderConfig(stack=stack))
     unread = dataclasses.replace(short, pattern=(BlockSpec(positions=Rotary()),))
     assert LengthCurve(lengths=(48,), tokens=48)(trained(DecoderConfig(stack=unread)))["tokens"]
     two_stacks = EncoderDecoderConfig(encoder=STACK, decoder=STACK)

@@ -11,7 +11,9 @@ from research.attention.positions import ALiBi
 from research.data.corpora import StandardLibrary
 from research.training.adapters import LoRA
 
-STUDIES = {name: study.declared(name) for name in ("architecture", "forgetting", "repetition")}
+STUDIES = {
+    name: study.declared(name) for name in ("architecture", "forgetting", "long_context", "repetition")
+}
 # The file of each arm, and that of the data of its comparison, which is read after the scale.
 ARMS = {
     f"configs/{name}/{arm}.gin": [table.data[together]] if together in table.data else []

@@ -84,8 +84,8 @@ def test_another_model_or_a_binding_that_nothing_reads_is_refused(place):
     folder, _ = place
     with pytest.raises(ConfigError, match=r"StackConfig\.layers = 3, but the parameters"):
         measured(folder / "run", "StackConfig.layers=3")
-    with pytest.raises(ConfigError, match=r"Window\.w is used by nothing"):
-        measured(folder / "run", "Window.w=3")
+    with pytest.raises(ConfigError, match=r"Chunk\.c is used by nothing"):
+        measured(folder / "run", "Chunk.c=3")
     with pytest.raises(ConfigError, match="did you mean 'likelihood'"):
         measured(folder / "run", names="liklihood")
 

@@ -247,7 +247,7 @@ def test_a_study_that_is_not_there_is_one_line(matched):
         study.load("tinny", "smoke")
     assert str(raised.value) == (
         "--study=tinny: no configs/tinny/study.gin; expected one of "
-        "['architecture', 'forgetting', 'repetition', 'tiny']"
+        "['architecture', 'forgetting', 'long_context', 'repetition', 'tiny']"
     )
 
 

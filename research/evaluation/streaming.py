@@ -1,0 +1,196 @@
+"""Loss of a long text that is read once, segment by segment, with what a model can keep of it."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Float64, Int32
+
+from research.attention.masks import Mask, Sinks, Slots, Window
+from research.attention.memory import Rolling
+from research.batch import Batch, Tokens
+from research.evaluation.checked import require_decoder, require_positions
+from research.evaluation.long_context import by_position, scored_losses, sliding, stretches
+from research.evaluation.trained import Scores, Trained
+from research.models.decoder import Decoder, DecoderConfig
+from research.models.families import FamilyConfig
+from research.training.step import Trainer
+
+FAR = 4096  # tokens: who sees as far back is not asked whether there is an end
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """Held-out loss of a decoder that reads long stretches as it would read a text without end.
+
+    A model with a memory carries it from segment to segment (Transformer-XL, Compressive Transformer); one whose masks
+    see a bounded number of keys keeps those (a window, chunks); any other reads sliding windows of `Data.window`
+    tokens, most of each again. With a `cache` a model without a memory keeps what that holds instead and sees nothing
+    else: StreamingLLM (Xiao et al. 2024), which needs no training.
+
+    Attributes:
+      tokens: of a stretch, a run within one document that begins with BOS.
+      scored: the last ones, of which `loss` is the mean: where a stretch has long been longer than anything kept.
+      segment: tokens that are read at once; of a memory, as many as it was trained with.
+      stride: new tokens of a window, where windows are read.
+      cache: what is kept; its window holds a segment, and behind that what the first token of one sees.
+      stretches: at most so many, and at most `Data.held_out`.
+      split: of which documents.
+    """
+
+    tokens: int = 4096
+    scored: int = 1024
+    segment: int = 64
+    stride: int = 16
+    cache: Rolling | None = None
+    stretches: int = 8
+    split: Literal["test", "validation"] = "test"
+
+    def __post_init__(self):
+        if not 1 <= self.scored <= self.tokens or self.segment < 1 or self.tokens % self.segment:
+            raise ValueError(
+                f"Streamed.tokens = {self.tokens}, Streamed.scored = {self.scored}, Streamed.segment = {self.segment}: "
+                "expected whole segments, of which at most all tokens are scored"
+            )
+        if self.stride < 1 or self.stretches < 1:
+            raise ValueError(
+                f"Streamed.stride = {self.stride}, Streamed.stretches = {self.stretches}: expected at least 1"
+            )
+        if self.cache is not None and self.cache.window < self.segment:
+            raise ValueError(
+                f"Streamed.cache = {self.cache} has no room for Streamed.segment = {self.segment} tokens; raise "
+                "Rolling.window"
+            )
+
+    def check(self, model: FamilyConfig) -> None:
+        """ValueError where the model is no decoder that hides what comes later, has fewer positions than a stretch has
+        tokens, or has a memory where a cache is asked for.
+        """
+        decoder = require_decoder(model, "Streamed")
+        if self.cache is not None and decoder.stack.memory is not None:
+            raise ValueError(
+                f"Streamed.cache = {self.cache}, but the model keeps StackConfig.memory = {decoder.stack.memory}; "
+                "expected None for either"
+            )
+        if _kept(self, decoder) is not None and not (self.cache and self.cache.reindex):
+            require_positions(decoder, self.tokens, f"Streamed.tokens = {self.tokens}")
+
+    def __call__(self, trained: Trained) -> Scores:
+        """Nats per token: `loss` of the scored ones, and all `by_position` in the stretch, with the labels of that
+        function. `held_bytes`: what a stretch leaves for the next segment, of one row; None where segments are read
+        again. `tokens`: how many are scored.
+
+        Raises:
+          ValueError: see `check`, or no document is long enough.
+        """
+        self.check(trained.trainer.config)
+        lines = np.stack(stretches(trained.text, self.split, self.tokens, self.stretches, "Streamed.tokens"))
+        losses, held = _read(self, trained, lines)
+        scored = losses[:, -self.scored :]
+        places = np.broadcast_to(np.arange(self.tokens), losses.shape)
+        return {
+            "loss": float(scored.mean()),
+            "by_position": by_position(losses.ravel(), places.ravel()),
+            "held_bytes": held,
+            "tokens": scored.size,
+        }
+
+
+def _kept(streamed: Streamed, model: DecoderConfig) -> Rolling | Literal["memory"] | None:
+    """What the model keeps of a text; None: nothing."""
+    if model.stack.memory is not None:
+        return "memory"
+    if streamed.cache is not None:
+        return streamed.cache
+    tokens = min(streamed.tokens, FAR)
+    seen = max(_seen(spec.visible(model.mask), tokens) for spec in model.stack.pattern)
+    return Rolling(window=seen + streamed.segment - 1) if seen < tokens else None
+
+
+def _seen(mask: Mask, tokens: int) -> int:
+    """How many tokens back a query of a line of so many sees at most, itself among them."""
+    positions = np.arange(tokens, dtype=np.int32)[:, None]
+
+    def slots(positions: np.ndarray) -> Slots:
+        return Slots(positions, np.ones_like(positions), np.zeros(positions.shape, bool))
+
+    farther = range(tokens - 1, 0, -1)  # pair by pair, so that not all of them are there at once
+    found = (n for n in farther if mask(slots(positions[n:]), slots(positions[: tokens - n])).any())
+    return next(found, 0) + 1
+
+
+def _read(
+    streamed: Streamed, trained: Trained, lines: Int32[np.ndarray, "b n"]
+) -> tuple[Float64[np.ndarray, "b n"], int | None]:
+    """The loss of every token, and the bytes of what is kept of a row."""
+    config = trained.trainer.config
+    assert isinstance(config, DecoderConfig)
+    kept = _kept(streamed, config)
+    if kept is None:
+        spans = sliding(0, streamed.tokens, trained.text.data.window, streamed.stride)
+        losses, _ = scored_losses(trained, list(lines), spans)
+        return losses.reshape(lines.shape), None
+    functions, cache = trained.trainer, None
+    if isinstance(kept, Rolling):
+        functions, cache = functions.of(seeing(config, kept, streamed.segment)), kept
+    found, state = [], None
+    for segment in _segments(lines, streamed.segment, trained.text.tokenizer.bos):
+        losses, state = _segment(functions, cache, trained.params, segment, state)
+        found.append(multihost_utils.process_allgather(losses, tiled=True))
+    bytes_of_rows = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    return np.concatenate(found, axis=1).astype(np.float64), bytes_of_rows // len(lines)
+
+
+def _segments(lines: Int32[np.ndarray, "b n"], size: int, bos: int) -> Iterator[Batch]:
+    """The lines behind BOS, segment by segment; positions run on."""
+    before = np.concatenate([np.full((len(lines), 1), bos, np.int32), lines[:, :-1]], axis=1)
+    for start in range(0, lines.shape[1], size):
+        part = np.s_[:, start : start + size]
+        slots = dataclasses.replace(Slots.arange(size, (len(lines),), start), start=None)
+        yield Batch(Tokens(before[part], slots), lines[part], np.ones(lines[part].shape, np.float32))
+
+
+def seeing(model: DecoderConfig, cache: Rolling, tokens: int) -> DecoderConfig:
+    """The model seeing no more than a cache holds that is given so many tokens at a time: of a document its first
+    `cache.sinks` and, for each token, the same number of those before it.
+    """
+    near: Mask = Window(cache.window - tokens + 1)
+    shown = near | Sinks(cache.sinks) if cache.sinks else near
+    return narrowed(model, shown)
+
+
+def narrowed(model: DecoderConfig, window: Mask) -> DecoderConfig:
+    """The model with blocks that see, of what they saw, what `window` shows."""
+    pattern = tuple(
+        dataclasses.replace(spec, window=spec.window & window if spec.window else window)
+        for spec in model.stack.pattern
+    )
+    return dataclasses.replace(model, stack=dataclasses.replace(model.stack, pattern=pattern))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def _segment(
+    trainer: Trainer, cache: Rolling | None, params: Any, batch: Batch, state: Any
+) -> tuple[Float[Array, "b t"], Any]:
+    """The loss of each token of a segment, and the state after it; `cache`: None: the model has a memory."""
+    model = trainer.model(params)
+    assert isinstance(model, Decoder)
+    if cache is None:
+        out = model.apply(batch, carry=state)
+        hidden, state = out.hidden, out.carry
+    elif state is None:
+        hidden, state = model.prefilled(batch.target, cache=cache)
+    else:
+        hidden, state = model.extended(state, batch.target)
+
+    def loss(row: tuple[Array, Array]) -> Array:  # one row's logits at a time
+        states, labels = row
+        return optax.softmax_cross_entropy_with_integer_labels(model.outputs.logits(states), labels)
+
+    return jax.lax.map(loss, (hidden, jnp.asarray(batch.labels))), state

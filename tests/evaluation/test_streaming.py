@@ -1,0 +1,163 @@
+"""Long texts read once: in pieces they cost what they cost at once, and what is kept does not grow."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from research.attention.masks import Causal, Chunk, Full, Sinks, Window
+from research.attention.memory import Rolling
+from research.attention.positions import ALiBi, Learned, Sinusoidal
+from research.attention.recurrence import MeanPooling, Recurrent
+from research.data.documents import Document
+from research.data.layouts import Concatenate
+from research.data.objectives import CausalLM
+from research.data.pipeline import Data
+from research.evaluation.checked import Checked
+from research.evaluation.long_context import scored_losses, sliding, stretches
+from research.evaluation.streaming import Streamed
+from research.evaluation.trained import Evaluation, Trained
+from research.models.config import BlockSpec, StackConfig
+from research.models.families import DecoderConfig, EncoderConfig
+from research.training.optimizers import AdamW
+from research.training.step import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Letters:
+    """Documents of random letters."""
+
+    def documents(self, data_dir=None):
+        rng = np.random.default_rng(0)
+        return tuple(Document(f"{i:02}", "".join(rng.choice(list("abcdefgh"), 120 + i))) for i in range(40))
+
+
+STACK = StackConfig(layers=2, width=16, heads=2, hidden=16)
+TOKENS = 48
+
+
+def windowed(mask, **changes):
+    pattern = (BlockSpec(window=mask),)
+    return DecoderConfig(stack=dataclasses.replace(STACK, pattern=pattern, **changes))
+
+
+@pytest.fixture(scope="module")
+def text():
+    return Data(
+        corpus=Letters(), objective=CausalLM(), layout=Concatenate(), window=24, batch=4, near_duplicates=None
+    ).load()
+
+
+def trained(config, text):
+    trainer = Trainer(config, vocab=text.tokenizer.vocab_size, optimizer=AdamW(), steps=1)
+    return Trained(trainer=trainer, params=trainer.initial(jax.random.key(0)).params, text=text, seed=0)
+
+
+def at_once(config, text, streamed):
+    """The mean loss of the scored tokens in one pass over each stretch."""
+    lines = stretches(text, "test", streamed.tokens, streamed.stretches, "here")
+    losses, _ = scored_losses(trained(config, text), lines, sliding(0, TOKENS, TOKENS, TOKENS))
+    return losses.reshape(len(lines), TOKENS)[:, -streamed.scored :].mean()
+
+
+STREAMED = Streamed(tokens=TOKENS, scored=20, segment=6, stride=6, stretches=3)
+
+
+@pytest.mark.parametrize("mask", [Window(7), Chunk(12), Window(1)])
+def test_masks_that_see_few_keys_are_streamed_behind_those(text, mask):
+    config = windowed(mask)
+    assert isinstance(STREAMED, Evaluation)
+    assert isinstance(STREAMED, Checked)
+    found = STREAMED(trained(config, text))
+    assert found["loss"] == pytest.approx(at_once(config, text, STREAMED), rel=1e-5)
+    assert found["tokens"] == 60
+    assert list(found["by_position"]) == ["0", "1", "2", "4", "8", "16", "32"]
+    longer = dataclasses.replace(STREAMED, tokens=2 * TOKENS)
+    assert longer(trained(config, text))["held_bytes"] == found["held_bytes"]
+
+
+def test_a_memory_is_carried(text):
+    """What the memory keeps is what the window shows, so that it is one pass without a memory."""
+    plain = windowed(Window(9))
+    remembering = dataclasses.replace(
+        plain, stack=dataclasses.replace(plain.stack, memory=Recurrent(length=8))
+    )
+    found = STREAMED(trained(remembering, text))
+    assert found["loss"] == pytest.approx(at_once(plain, text, STREAMED), rel=1e-5)
+    # 2 layers of 8 states of 16 numbers of 4 bytes; and position, segment and prefix of 8 slots.
+    assert found["held_bytes"] == 2 * 8 * 16 * 4 + 8 * 9
+
+
+def test_a_compressed_memory_is_carried(text):
+    """It cannot be read token by token, but segment by segment it can."""
+    memory = Recurrent(length=6, compression=MeanPooling(length=4, rate=3))
+    config = DecoderConfig(stack=dataclasses.replace(STACK, memory=memory))
+    short, long = STREAMED, dataclasses.replace(STREAMED, tokens=2 * TOKENS)
+    kept = {one(trained(config, text))["held_bytes"] for one in (short, long)}
+    assert len(kept) == 1
+
+
+@pytest.mark.parametrize("sinks", [0, 2])
+def test_a_cache_shows_its_sinks_and_what_came_last(text, sinks):
+    cache = Rolling(window=13, sinks=sinks)  # 6 new ones and the 7 before the last of them: a window of 8
+    streamed = dataclasses.replace(STREAMED, cache=cache)
+    shown = Window(8) | Sinks(sinks) if sinks else Window(8)
+    found = streamed(trained(DecoderConfig(stack=STACK), text))
+    assert found["loss"] == pytest.approx(at_once(windowed(shown), text, STREAMED), rel=1e-5)
+
+
+def test_places_in_the_cache_make_positions_end_with_it(text):
+    """Rotary positions tell distances alone, so that a cache without sinks says the same by either place."""
+    places = [Rolling(window=13, reindex=reindex) for reindex in (False, True)]
+    config = DecoderConfig(stack=STACK)
+    found = [dataclasses.replace(STREAMED, cache=cache)(trained(config, text)) for cache in places]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
+    sloped = DecoderConfig(stack=dataclasses.replace(STACK, positions=ALiBi()))
+    assert dataclasses.replace(STREAMED, cache=places[1])(trained(sloped, text))["loss"]
+
+
+def test_full_attention_reads_each_segment_again(text):
+    """As the sliding windows of a length curve do."""
+    config, streamed = DecoderConfig(stack=STACK), dataclasses.replace(STREAMED, scored=24)
+    found = streamed(trained(config, text))
+    lines = stretches(text, "test", 48, 3, "here")
+    losses, positions = scored_losses(trained(config, text), lines, sliding(24, 48, 24, 6))
+    assert found["loss"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert positions.min() == 18
+    assert found["held_bytes"] is None
+
+
+def test_what_cannot_be_streamed_is_said_before_anything_is_read(text):
+    learned = windowed(Window(5), positions=Learned(length=24))
+    with pytest.raises(
+        ValueError, match=r"Streamed\.tokens = 48: windows of up to 48 tokens, but Learned positions"
+    ):
+        STREAMED.check(learned)
+    # Where every segment is read again, positions need not go further than the windows.
+    STREAMED.check(DecoderConfig(stack=dataclasses.replace(STACK, positions=Learned(length=24))))
+    remembering = DecoderConfig(stack=dataclasses.replace(STACK, memory=Recurrent(length=4)))
+    with pytest.raises(ValueError, match=r"Streamed\.cache = Rolling.* expected None for either"):
+        dataclasses.replace(STREAMED, cache=Rolling(window=8)).check(remembering)
+    with pytest.raises(ValueError, match=r"expected a decoder"):
+        STREAMED.check(EncoderConfig(stack=STACK, mask=Full()))
+    moved = DecoderConfig(stack=dataclasses.replace(STACK, positions=Sinusoidal()))
+    with pytest.raises(ValueError, match=r"Rolling\.reindex = True moves tokens"):
+        dataclasses.replace(STREAMED, cache=Rolling(window=8, reindex=True))(trained(moved, text))
+    with pytest.raises(ValueError, match=r"stretches of 6000000 tokens are to be read \(Streamed\.tokens\)"):
+        dataclasses.replace(STREAMED, tokens=6_000_000)(trained(windowed(Causal() & Window(3)), text))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tokens": 50, "segment": 6}, "expected whole segments"),
+        ({"tokens": 48, "segment": 6, "scored": 49}, "at most all tokens are scored"),
+        ({"segment": 64, "cache": Rolling(window=63)}, r"raise\s+Rolling\.window"),
+        ({"stretches": 0}, r"Streamed\.stretches = 0: expected at least 1"),
+        ({"stride": 0}, r"Streamed\.stride = 0"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Streamed(**settings)

@@ -1,0 +1,78 @@
+"""The study of long context: its arms differ in what they should, and some of each kind train and are evaluated."""
+
+import dataclasses
+
+import pytest
+from short_cells import check_takes_steps
+
+from experiments import study
+from research.attention.positions import Rotary
+from research.evaluation.adapted import Adapted
+from research.evaluation.long_context import LengthCurve
+
+SMALL = study.load("long_context", "small")
+# Each scheme, mechanism, memory and task that smoke leaves out.
+ARMS = [
+    *("rotary_again", "tuned_yarn", "tuned_window", "long", "chunks", "dilated", "mixed", "broad", "xl_4"),
+    *("compressive_convolution", "compressive_used", "shuffled_xl_4", "recall_local", "passkey_alibi"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_takes_three_steps_and_makes_its_evaluations(arm, tmp_path):
+    check_takes_steps(SMALL, arm, tmp_path)
+
+
+def planned(arm):
+    return SMALL.experiment(arm, 0)[0]
+
+
+def without_positions(one):
+    stack = dataclasses.replace(one.model.stack, positions=Rotary())
+    return dataclasses.replace(one, model=dataclasses.replace(one.model, stack=stack))
+
+
+def test_schemes_differ_in_nothing_else():
+    first, *others = (without_positions(planned(arm)) for arm in SMALL.comparisons["positions"])
+    assert len(others) == 6
+    assert all(one == first for one in others)
+
+
+def test_mechanisms_see_as_many_tokens_of_text_a_step():
+    mechanisms = ("mechanisms", "memories at equal FLOPs", "memories", "shuffled")
+    data = [planned(arm).data for together in mechanisms for arm in SMALL.comparisons[together]]
+    assert {one.window * one.batch for one in data} == {48 * 24}
+    # What is in random order is trained and scored so.
+    plain, mixed = planned("xl_4").data, planned("shuffled_xl_4").data
+    assert dataclasses.replace(mixed, corpus=plain.corpus) == plain
+
+
+def test_memories_take_the_same_steps_and_others_the_same_flops():
+    assert {planned(arm).steps for arm in SMALL.comparisons["memories"]} == {500}
+    assert {planned(arm).steps for arm in SMALL.comparisons["shuffled"]} == {500}
+    assert SMALL.matches("long") == SMALL.matches("equal_xl") == "flops"
+    assert planned("rotary_again") == planned("rotary")
+    assert planned("full_again") == planned("full")
+
+
+def test_lengths_go_to_sixteen_times_what_is_trained_on_in_both_protocols():
+    lengths = SMALL.evaluations("alibi")["lengths"]
+    window = planned("alibi").data.window
+    assert isinstance(lengths, LengthCurve)
+    assert lengths.lengths[0] == window
+    assert lengths.lengths[-1] == 16 * window
+    assert lengths.stride < window  # or sliding windows of the trained length would not overlap
+
+
+def test_what_is_scaled_is_scaled_for_the_longest_length_that_is_measured():
+    for name in ("linear", "yarn"):
+        adapted = SMALL.evaluations("rotary_again")[name]
+        assert isinstance(adapted, Adapted)
+        assert isinstance(adapted.evaluation, LengthCurve)
+        window = planned("rotary").data.window
+        assert adapted.positions.scaling.factor * window == adapted.evaluation.lengths[-1]
+        # An arm that is tuned is scaled alike, and reads as far.
+        tuned = planned(f"tuned_{name}")
+        assert tuned.model.stack.positions == adapted.positions
+        assert tuned.data.window == adapted.evaluation.lengths[-1]
