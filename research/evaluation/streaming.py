@@ -91,7 +91,7 @@ class Streamed:
         """
         self.check(trained.trainer.config)
         lines = np.stack(stretches(trained.text, self.split, self.tokens, self.stretches, "Streamed.tokens"))
-        losses, held = _read(self, trained, lines)
+        losses, held = read(self, trained, lines)
         scored = losses[:, -self.scored :]
         places = np.broadcast_to(np.arange(self.tokens), losses.shape)
         return {
@@ -125,10 +125,10 @@ def _seen(mask: Mask, tokens: int) -> int:
     return next(found, 0) + 1
 
 
-def _read(
+def read(
     streamed: Streamed, trained: Trained, lines: Int32[np.ndarray, "b n"]
 ) -> tuple[Float64[np.ndarray, "b n"], int | None]:
-    """The loss of every token, and the bytes of what is kept of a row."""
+    """The loss of every token of lines of one length, and the bytes of what is kept of a line; None: nothing is."""
     config = trained.trainer.config
     assert isinstance(config, DecoderConfig)
     kept = _kept(streamed, config)
@@ -138,7 +138,7 @@ def _read(
         return losses.reshape(lines.shape), None
     functions, cache = trained.trainer, None
     if isinstance(kept, Rolling):
-        functions, cache = functions.of(seeing(config, kept, streamed.segment)), kept
+        functions, cache = _seeing(functions, kept, streamed.segment), kept
     found, state = [], None
     for segment in _segments(lines, streamed.segment, trained.text.tokenizer.bos):
         losses, state = _segment(functions, cache, trained.params, segment, state)
@@ -156,13 +156,15 @@ def _segments(lines: Int32[np.ndarray, "b n"], size: int, bos: int) -> Iterator[
         yield Batch(Tokens(before[part], slots), lines[part], np.ones(lines[part].shape, np.float32))
 
 
-def seeing(model: DecoderConfig, cache: Rolling, tokens: int) -> DecoderConfig:
-    """The model seeing no more than a cache holds that is given so many tokens at a time: of a document its first
-    `cache.sinks` and, for each token, the same number of those before it.
+@functools.lru_cache(maxsize=8)  # what is compiled is compiled for a trainer
+def _seeing(trainer: Trainer, cache: Rolling, tokens: int) -> Trainer:
+    """The functions of the model seeing no more than a cache holds that is given so many tokens at a time: of a
+    document its first `cache.sinks` and, for each token, the same number of those before it.
     """
+    assert isinstance(trainer.config, DecoderConfig)
     near: Mask = Window(cache.window - tokens + 1)
     shown = near | Sinks(cache.sinks) if cache.sinks else near
-    return narrowed(model, shown)
+    return trainer.of(narrowed(trainer.config, shown))
 
 
 def narrowed(model: DecoderConfig, window: Mask) -> DecoderConfig:

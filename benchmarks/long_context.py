@@ -1,0 +1,209 @@
+"""What a long text costs by its length: python -m benchmarks.long_context [--out=results/benchmarks]
+
+Of untrained arms of configs/long_context: reading a text of so many tokens, a training step on rows of a length, as
+many tokens each, and writing one more token behind so many. Each text is read in a process of its own, whose peak of
+memory that is. Figures are medians over rounds after one that compiles; *slope* is that of log time on log length for a
+text as long as that, by least squares: 1 where a token costs the same at every length.
+"""
+
+import concurrent.futures
+import functools
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from jaxtyping import Int32
+from rich.progress import track
+
+from benchmarks.report import publish
+from experiments import experiment, start
+from research.attention.masks import Slots
+from research.attention.memory import Rolling, Whole
+from research.batch import Batch, Tokens
+from research.evaluation.long_context import token_losses
+from research.evaluation.streaming import Streamed, read
+from research.evaluation.trained import Trained
+
+FLAGS = flags.FLAGS
+SEGMENT = 48
+ONCE = "long, at once"  # the whole text as one line
+READERS = (ONCE, "long", "local", "chunks", "xl_4", "compressive_3")
+TRAINED = ("long", "local", "chunks", "dilated", "mixed")
+CACHES = {"long": Whole, "local": Rolling}
+
+
+@functools.cache
+def known(arm: str) -> Trained:
+    """An arm of the study before its first step, of books that are longer than any length here."""
+    files = [f"configs/long_context/{arm}.gin", "configs/scale/small.gin"]
+    files += ["configs/long_context/data/mechanisms.gin", "configs/data/novels.gin"]
+    planned, _ = experiment.load(files)
+    text = experiment.dataset(planned.data, None)
+    functions = experiment.trainer(planned, text.tokenizer.vocab_size)
+    params = functions.initial(jax.random.key(0)).params
+    return Trained(trainer=functions, params=params, text=text, seed=0)
+
+
+def one_line(ids: Int32[np.ndarray, "b n"]) -> Batch:
+    """Rows of tokens as they are, each of which is scored."""
+    return Batch(Tokens(ids, Slots.arange(ids.shape[1], (len(ids),))), ids, np.ones(ids.shape, np.float32))
+
+
+def seconds(run: Callable[[], Any], rounds: int) -> float:
+    """The median time of a call, after one that is not timed."""
+    found = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        found.append(time.perf_counter() - began)
+    return statistics.median(found[1:])
+
+
+def reading(reader: str, tokens: int, rounds: int) -> dict[str, Any]:
+    """Reading one text; `peak`: bytes, of the process."""
+    model = known("long" if reader == ONCE else reader)
+    line = model.text.windows[0]["test"].ids[None, : tokens // SEGMENT * SEGMENT]
+    size = line.shape[1]
+    streamed = Streamed(tokens=size, scored=size, segment=SEGMENT, stride=SEGMENT)
+
+    def run() -> Any:
+        if reader == ONCE:
+            return token_losses(model.trainer, model.params, one_line(line))
+        return read(streamed, model, line)[0]
+
+    taken = seconds(run, rounds)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "what": "reading",
+        "arm": reader,
+        "length": tokens,
+        "tokens": size,
+        "seconds": taken,
+        "peak": peak,
+    }
+
+
+def training(arm: str, length: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """A training step on `tokens` tokens in rows of a length."""
+    model, rows = known(arm), max(tokens // length, 1)
+    ids = np.random.default_rng(0).integers(4, 260, (rows, length)).astype(np.int32)
+    batch = one_line(ids)
+    states = [model.trainer.initial(jax.random.key(0))]
+
+    def run() -> Any:
+        state, metrics = model.trainer.step(states.pop(), batch)
+        states.append(state)
+        return metrics
+
+    return {
+        "what": "training",
+        "arm": arm,
+        "length": length,
+        "tokens": ids.size,
+        "seconds": seconds(run, rounds),
+    }
+
+
+def writing(arm: str, length: int, rounds: int) -> dict[str, Any]:
+    """One more token behind `length`, with all of them in a cache or those that the arm's window shows; `held`: its
+    bytes.
+    """
+    known_arm = known(arm)
+    model = known_arm.trainer.model(known_arm.params)
+    cache = Whole(capacity=length + 1) if CACHES[arm] is Whole else Rolling(window=SEGMENT)
+    ids = np.zeros((1, length), np.int32)
+    _, held = jax.jit(lambda: model.prefilled(Tokens(ids, Slots.arange(length, (1,))), cache=cache))()
+    following = Slots(np.full((1, 1), length, np.int32), np.ones((1, 1), np.int32), np.zeros((1, 1), bool))
+    token = Tokens(ids[:, :1], following)
+    extend = jax.jit(lambda state: model.extended(state, token)[0])
+    taken = seconds(lambda: extend(held), 10 * rounds)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(held))
+    return {"what": "writing", "arm": arm, "length": length, "tokens": 1, "seconds": taken, "held": size}
+
+
+def apart(*call: Any) -> Any:
+    """`reading` in a new process."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(reading, *call).result()
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A line for each arm and what it does: times by length, the slope of the whole time, memory at the ends."""
+    lines = [["", "arm", "tokens", "microseconds a token", "slope", "memory, MiB"]]
+    for what, arm in dict.fromkeys((row["what"], row["arm"]) for row in rows):
+        own = [row for row in rows if (row["what"], row["arm"]) == (what, arm)]
+        # A step reads as many tokens at every length, a token written is one.
+        each = [1e6 * row["seconds"] / row["tokens"] for row in own]
+        # Of a text as long as that, if each of its tokens took as long.
+        whole = [value * row["length"] for value, row in zip(each, own, strict=True)]
+        slope = "n/a"
+        if len(own) > 1:
+            slope = f"{np.polyfit(np.log([row['length'] for row in own]), np.log(whole), 1)[0]:.2f}"
+        memory = [row.get("peak", row.get("held")) for row in own]
+        lines.append(
+            [
+                what,
+                arm,
+                ", ".join(f"{row['length']:,}" for row in own),
+                ", ".join(f"{value:.1f}" for value in each),
+                slope,
+                ", ".join(f"{value / 2**20:.1f}" for value in memory) if None not in memory else "",
+            ]
+        )
+    return lines
+
+
+def main(argv: list[str]) -> int:
+    """Measure and print (and with --out write) the table. Returns the exit code."""
+    if len(argv) > 1:
+        return start.fail(f"unexpected argument {argv[1]!r}; flags are given as --rounds=...")
+    start.process()
+    console = start.console()
+    lengths = {name: [int(each) for each in FLAGS[name].value] for name in ("reading", "training", "writing")}
+    calls: list[Callable[[], dict[str, Any]]] = [
+        *(
+            functools.partial(apart, reader, n, FLAGS.rounds)
+            for reader in READERS
+            for n in lengths["reading"]
+            if reader != ONCE or n <= FLAGS.once
+        ),
+        *(
+            functools.partial(training, arm, n, FLAGS.batch, FLAGS.rounds)
+            for arm in TRAINED
+            for n in lengths["training"]
+        ),
+        *(functools.partial(writing, arm, n, FLAGS.rounds) for arm in CACHES for n in lengths["writing"]),
+    ]
+    rows = []
+    try:
+        for call in track(calls, "cases", console=console, transient=True):
+            rows.append(call())
+    except KeyboardInterrupt:
+        return start.fail("stopped")
+    publish(
+        "long_context",
+        table(rows),
+        rows,
+        console=console,
+        title="cost by length",
+        notes=["Memory: of reading the peak of the whole process, of writing what is held of the text."],
+        batch=FLAGS.batch,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("reading", ["1024", "8192", "65536"], "tokens of a text")
+    flags.DEFINE_list("training", ["192", "768", "3072"], "tokens of a row")
+    flags.DEFINE_list("writing", ["1024", "4096", "16384"], "tokens that are there")
+    flags.DEFINE_integer("batch", 6144, "tokens of a training step", lower_bound=1)
+    flags.DEFINE_integer("once", 8192, "the longest text that is read at once", lower_bound=1)
+    flags.DEFINE_integer("rounds", 3, "timed rounds", lower_bound=1)
+    app.run(main)
