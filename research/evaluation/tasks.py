@@ -1,7 +1,7 @@
 """Synthetic tasks of other lengths, gaps and depths than those that a model was trained on."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,11 +23,11 @@ class Tasks:
     what the model writes greedily. All runs are asked the same.
 
     Attributes:
-      tasks: by label.
+      tasks: each with its label.
       samples: of each task.
     """
 
-    tasks: Mapping[str, Synthetic]
+    tasks: tuple[tuple[str, Synthetic], ...]
     samples: int = 256
 
     def __post_init__(self):
@@ -38,7 +38,7 @@ class Tasks:
 
     def check(self, model: FamilyConfig) -> None:
         """ValueError where the model tells classes, or positions end before the longest task."""
-        _check(model, "Tasks.tasks", self.tasks)
+        _check(model, "Tasks.tasks", [task for _, task in self.tasks])
 
     def __call__(self, trained: Trained) -> Scores:
         """`exact`: the share of answers that are right, and `tokens`: that of their tokens; each by label.
@@ -47,7 +47,7 @@ class Tasks:
           ValueError: see `check`, or the model has a memory.
         """
         self.check(trained.trainer.config)
-        found = {label: answered(trained, task, self.samples) for label, task in self.tasks.items()}
+        found = {label: answered(trained, task, self.samples) for label, task in self.tasks}
         return {name: {label: one[name] for label, one in found.items()} for name in ("exact", "tokens")}
 
 
@@ -76,9 +76,7 @@ class Grid:
 
     def check(self, model: FamilyConfig) -> None:
         """ValueError where the model tells classes, or positions end before the longest text."""
-        _check(
-            model, "Grid.lengths", {str(n): dataclasses.replace(self.task, tokens=n) for n in self.lengths}
-        )
+        _check(model, "Grid.lengths", [dataclasses.replace(self.task, tokens=n) for n in self.lengths])
 
     def __call__(self, trained: Trained) -> Scores:
         """`exact` and `tokens` as `Tasks` has them, by length and in it by depth; `by_length`: the mean of `exact` over
@@ -120,9 +118,9 @@ def answered(trained: Trained, task: Synthetic, samples: int) -> dict[str, float
     }
 
 
-def _check(model: FamilyConfig, name: str, tasks: Mapping[str, Synthetic]) -> None:
+def _check(model: FamilyConfig, name: str, tasks: Sequence[Synthetic]) -> None:
     if isinstance(model, EncoderConfig):
         raise ValueError(f"{name} asks for tokens, which an Encoder does not write; leave the evaluation out")
     if isinstance(model, DecoderConfig):
-        most = max(getattr(task, "tokens", 0) for task in tasks.values())
+        most = max(getattr(task, "tokens", 0) for task in tasks)
         require_positions(model, most, f"{name} up to {most}")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.experiment import hash_of
 from research.attention.positions import Learned, Rotary
 from research.attention.recurrence import Recurrent
 from research.data.haystacks import Needle, Passkey
@@ -96,7 +97,7 @@ def recall():
 @pytest.mark.parametrize("window", [8, 20, 33, 64])
 def test_recall_ends_where_the_pair_leaves_the_window(recall, window):
     tasks = {str(n): MQAR(pairs=4, tokens=n, power=1.0) for n in (32, 64)}
-    evaluation = Tasks(tasks=tasks, samples=30)
+    evaluation = Tasks(tasks=tuple(tasks.items()), samples=30)
     assert isinstance(evaluation, Evaluation)
     assert isinstance(evaluation, Checked)
     found = evaluation(seen(Oracle(recall.tokenizer.vocab_size, window, recalled), recall))
@@ -110,6 +111,7 @@ def test_recall_ends_where_the_pair_leaves_the_window(recall, window):
             shares.append([gap < window for gap in gaps])
         assert found["tokens"][label] == pytest.approx(np.mean(shares))
         assert found["exact"][label] == pytest.approx(np.mean(np.all(shares, axis=1)))
+    assert hash_of(evaluation) != hash_of(dataclasses.replace(evaluation, samples=31))
     if window == 64:
         assert found["exact"] == {"32": 1.0, "64": 1.0}
 
@@ -151,7 +153,7 @@ def test_models_of_every_family_are_asked():
 
 
 def test_what_cannot_be_asked(recall):
-    tasks = Tasks(tasks={"long": MQAR(tokens=128)})
+    tasks = Tasks(tasks=(("long", MQAR(tokens=128)),))
     with pytest.raises(ValueError, match=r"Tasks\.tasks up to 128: windows of up to 128 tokens, but Learned"):
         tasks.check(DecoderConfig(stack=dataclasses.replace(STACK, positions=Learned(length=64))))
     tasks.check(DecoderConfig(stack=dataclasses.replace(STACK, positions=Rotary())))
@@ -168,8 +170,8 @@ def test_what_cannot_be_asked(recall):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Tasks(tasks={}), "expected at least one of each"),
-        (lambda: Tasks(tasks={"one": MQAR()}, samples=0), "Tasks.samples = 0"),
+        (lambda: Tasks(tasks=()), "expected at least one of each"),
+        (lambda: Tasks(tasks=(("one", MQAR()),), samples=0), "Tasks.samples = 0"),
         (lambda: Grid(task=Needle(tokens=900), lengths=()), r"Grid\.lengths = \(\)"),
     ],
 )
