@@ -21,8 +21,8 @@ class Echoed(Curated):
       corpus: of documents.
       rate: share of the characters that are echoes, on average.
       least, most: bounds of an echo's characters, drawn evenly.
-      nearest, farthest: bounds of how many characters before an echo what it says began, drawn evenly; at its beginning a
-        document has no echoes from farther back than it goes.
+      nearest, farthest: bounds of how many characters before an echo what it says began, drawn evenly; a document has no
+        echoes of what would stand before its beginning.
       shuffled: the characters of an echo are in random order, so that nothing is said again. A negative control.
       validation, test, near_duplicates: as in `Data`.
       seed: of all that is drawn.
@@ -52,7 +52,9 @@ class Echoed(Curated):
         made = []
         for number, item in enumerate(sorted(items, key=lambda item: item.name)):
             if not isinstance(item, Document):
-                raise ValueError(f"Echoed needs documents, but {item.name} is a record; set Echoed.corpus to free text")
+                raise ValueError(
+                    f"Echoed needs documents, but {item.name} is a record; set Echoed.corpus to free text"
+                )
             rng = np.random.default_rng([self.seed, number])
             made.append(replace(item, text=self.echo(item.text, rng)))
         return tuple(made)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from random_words import Words
+
 from research.data.documents import Document, Record
 from research.data.echoes import Echoed
 from research.data.layouts import Concatenate
@@ -68,7 +68,9 @@ def test_what_is_said_again_is_what_was_said_and_comes_from_everywhere():
 
 
 def test_a_control_says_nothing_again():
-    plain, mixed = (echoed(least=20, most=20, nearest=30, farthest=90, shuffled=shuffled) for shuffled in (False, True))
+    plain, mixed = (
+        echoed(least=20, most=20, nearest=30, farthest=90, shuffled=shuffled) for shuffled in (False, True)
+    )
     orders = []
     for corpus in (plain, mixed):
         codes = np.array([ord(character) for character in corpus.documents()[0].text])
@@ -80,9 +82,11 @@ def test_a_control_says_nothing_again():
 
 
 def test_all_splits_have_echoes_and_keep_their_documents():
-    plain = Data(corpus=Words(), objective=CausalLM(), layout=Concatenate(), window=16, batch=4, near_duplicates=None).load()
+    data = Data(
+        corpus=Words(), objective=CausalLM(), layout=Concatenate(), window=16, batch=4, near_duplicates=None
+    )
     corpus = Echoed(corpus=Words(), near_duplicates=None, least=4, most=8, nearest=8, farthest=30)
-    made = Data(corpus=corpus, objective=CausalLM(), layout=Concatenate(), window=16, batch=4, near_duplicates=None).load()
+    plain, made = data.load(), dataclasses.replace(data, corpus=corpus).load()
     for split, windows in plain.windows[0].items():
         assert len(made.windows[0][split].ids) == len(windows.ids)
         assert not np.array_equal(made.windows[0][split].ids, windows.ids)
