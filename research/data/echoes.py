@@ -21,8 +21,8 @@ class Echoed(Curated):
       corpus: of documents.
       rate: share of the characters that are echoes, on average.
       least, most: bounds of an echo's characters, drawn evenly.
-      nearest, farthest: bounds of how many characters before an echo what it says began, drawn evenly; a document has no
-        echoes of what would stand before its beginning.
+      nearest, farthest: bounds of how many characters before an echo what it says began, drawn evenly; a document has
+        no echoes of what would stand before its beginning.
       shuffled: the characters of an echo are in random order, so that nothing is said again. A negative control.
       validation, test, near_duplicates: as in `Data`.
       seed: of all that is drawn.
