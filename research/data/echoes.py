@@ -13,17 +13,19 @@ from research.data.documents import Document, Item
 class Echoed(Curated):
     """A corpus of documents that are interrupted by echoes of themselves, held-out text too.
 
-    Real text rewards a long memory so little that a small model does not notice. Here it does: an echo can be told from
-    its first characters on by a model that sees where it was said before, and by no other. Echoes have random lengths
-    and distances and come at random places. A document keeps its length, so its end is lost.
+    Real text rewards a long memory so little that a small model does not notice. Here it is rewarded: after its first
+    characters an echo is known to whoever sees where it was said before. Echoes have random lengths and distances and
+    come at random places; what is echoed may be an echo, so that some of it stands nearer, too. A document keeps its
+    length, so its end is lost.
 
     Attributes:
       corpus: of documents.
       rate: share of the characters that are echoes, on average.
       least, most: bounds of an echo's characters, drawn evenly.
-      nearest, farthest: bounds of how many characters before an echo what it says began, drawn evenly; a document has
-        no echoes of what would stand before its beginning.
-      shuffled: the characters of an echo are in random order, so that nothing is said again. A negative control.
+      nearest, farthest: bounds of how many characters before an echo what it says began, drawn evenly, and not before
+        the document begins.
+      shuffled: the characters of an echo are in random order, so that nothing is said again: a negative control, of
+        text that is harder, too.
       validation, test, near_duplicates: as in `Data`.
       seed: of all that is drawn.
     """
@@ -55,19 +57,20 @@ class Echoed(Curated):
                 raise ValueError(
                     f"Echoed needs documents, but {item.name} is a record; set Echoed.corpus to free text"
                 )
-            rng = np.random.default_rng([self.seed, number])
-            made.append(replace(item, text=self.echo(item.text, rng)))
+            made.append(replace(item, text=self.echo(item.text, number)))
         return tuple(made)
 
-    def echo(self, text: str, rng: np.random.Generator) -> str:
-        """As much text, with echoes."""
+    def echo(self, text: str, number: int) -> str:
+        """As much text, with echoes; `number`: of the document, so that each has others."""
+        # The order has a generator of its own: echoes are where they are without it.
+        rng, order = (np.random.default_rng([self.seed, number, stream]) for stream in (0, 1))
         made, begun = "", 0
         while len(made) < len(text):
             length = int(rng.integers(self.least, self.most + 1))
             fresh = int(rng.geometric(min(self.rate / (1 - self.rate) / length, 1.0)))
             made, begun = made + text[begun : begun + fresh], begun + fresh
-            start = len(made) - int(rng.integers(self.nearest, self.farthest + 1))
-            if start >= 0:
+            if len(made) >= self.nearest:
+                start = len(made) - int(rng.integers(self.nearest, min(self.farthest, len(made)) + 1))
                 said = list(made[start : start + length])
-                made += "".join(rng.permutation(said) if self.shuffled else said)
+                made += "".join(order.permutation(said) if self.shuffled else said)
         return made[: len(text)]

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Float64, Int32
 
 from research.attention.masks import Mask, Sinks, Slots, Window
 from research.attention.memory import Rolling
+from research.attention.positions import Learned, Rotary, Sinusoidal
 from research.batch import Batch, Tokens
 from research.evaluation.checked import require_decoder, require_positions
 from research.evaluation.long_context import by_position, scored_losses, sliding, stretches
@@ -70,7 +71,8 @@ class Streamed:
 
     def check(self, model: FamilyConfig) -> None:
         """ValueError where the model is no decoder that hides what comes later, has fewer positions than a stretch has
-        tokens, or has a memory where a cache is asked for.
+        tokens, a memory where a cache is asked for, one that cannot take segments of that size, or positions that a
+        cache cannot hold.
         """
         decoder = require_decoder(model, "Streamed")
         if self.cache is not None and decoder.stack.memory is not None:
@@ -78,8 +80,17 @@ class Streamed:
                 f"Streamed.cache = {self.cache}, but the model keeps StackConfig.memory = {decoder.stack.memory}; "
                 "expected None for either"
             )
-        if _kept(self, decoder) is not None and not (self.cache and self.cache.reindex):
+        older = decoder.stack.memory and decoder.stack.memory.compression
+        if older is not None and self.segment % older.rate:
+            raise ValueError(
+                f"Streamed.segment = {self.segment} cannot be compressed by {type(older).__name__}.rate = "
+                f"{older.rate}; make it a multiple of the rate"
+            )
+        kept = _kept(self, decoder)
+        if kept is not None and not (self.cache and self.cache.reindex):
             require_positions(decoder, self.tokens, f"Streamed.tokens = {self.tokens}")
+        if isinstance(kept, Rolling):
+            _require_held(decoder, kept)
 
     def __call__(self, trained: Trained) -> Scores:
         """Nats per token: `loss` of the scored ones, and all `by_position` in the stretch, with the labels of that
@@ -102,6 +113,22 @@ class Streamed:
         }
 
 
+def _require_held(model: DecoderConfig, cache: Rolling) -> None:
+    """ValueError where a position scheme of the model does not go with a cache that rolls."""
+    for spec in model.stack.pattern:
+        scheme = spec.positions or model.stack.positions
+        if isinstance(scheme, Rotary) and scheme.reindexes:
+            raise ValueError(
+                f"{scheme} moves earlier keys as the text grows, so that no cache can hold them; expected another "
+                "Rotary.scaling"
+            )
+        if cache.reindex and isinstance(scheme, Sinusoidal | Learned):
+            raise ValueError(
+                f"Rolling.reindex = True moves tokens in the cache, but {type(scheme).__name__} positions are part of "
+                "their states; set it to False, or leave the evaluation out"
+            )
+
+
 def _kept(streamed: Streamed, model: DecoderConfig) -> Rolling | Literal["memory"] | None:
     """What the model keeps of a text; None: nothing."""
     if model.stack.memory is not None:
@@ -113,6 +140,7 @@ def _kept(streamed: Streamed, model: DecoderConfig) -> Rolling | Literal["memory
     return Rolling(window=seen + streamed.segment - 1) if seen < tokens else None
 
 
+@functools.lru_cache(maxsize=64)
 def _seen(mask: Mask, tokens: int) -> int:
     """How many tokens back a query of a line of so many sees at most, itself among them."""
     positions = np.arange(tokens, dtype=np.int32)[:, None]

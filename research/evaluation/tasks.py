@@ -9,7 +9,7 @@ from research.data.haystacks import Needle, Passkey, grid
 from research.data.windows import Synthetic
 from research.evaluation.checked import require_positions
 from research.evaluation.predictions import likeliest
-from research.evaluation.trained import Scores, Trained, require_tokens, require_windows
+from research.evaluation.trained import Scores, Trained
 from research.models.families import DecoderConfig, EncoderConfig, FamilyConfig
 
 DRAWN = 2  # what random streams of samples begin with: no window of a data set is drawn so
@@ -37,14 +37,14 @@ class Tasks:
             )
 
     def check(self, model: FamilyConfig) -> None:
-        """ValueError where the model tells classes, or positions end before the longest task."""
+        """ValueError where the model is an encoder or has a memory, or positions end before the longest task."""
         _check(model, "Tasks.tasks", [task for _, task in self.tasks])
 
     def __call__(self, trained: Trained) -> Scores:
         """`exact`: the share of answers that are right, and `tokens`: that of their tokens; each by label.
 
         Raises:
-          ValueError: see `check`, or the model has a memory.
+          ValueError: see `check`.
         """
         self.check(trained.trainer.config)
         found = {label: answered(trained, task, self.samples) for label, task in self.tasks}
@@ -75,7 +75,7 @@ class Grid:
             )
 
     def check(self, model: FamilyConfig) -> None:
-        """ValueError where the model tells classes, or positions end before the longest text."""
+        """ValueError where the model is an encoder or has a memory, or positions end before the longest text."""
         _check(model, "Grid.lengths", [dataclasses.replace(self.task, tokens=n) for n in self.lengths])
 
     def __call__(self, trained: Trained) -> Scores:
@@ -83,7 +83,7 @@ class Grid:
         depths.
 
         Raises:
-          ValueError: see `check`, or the model has a memory.
+          ValueError: see `check`.
         """
         self.check(trained.trainer.config)
         found: dict[str, dict[str, dict[str, float]]] = {"exact": {}, "tokens": {}}
@@ -95,13 +95,7 @@ class Grid:
 
 
 def answered(trained: Trained, task: Synthetic, samples: int) -> dict[str, float]:
-    """Shares of right answers, `exact`, and of their right tokens, `tokens`, of so many samples of a task.
-
-    Raises:
-      ValueError: the model tells classes, or has a memory.
-    """
-    require_tokens(trained, "Tasks")
-    require_windows(trained, "Tasks")
+    """Shares of right answers, `exact`, and of their right tokens, `tokens`, of so many samples of a task."""
     text = trained.text
     objective = text.data.scored(text.data.parts[0])
     rng = np.random.default_rng([DRAWN, 0])
@@ -122,5 +116,10 @@ def _check(model: FamilyConfig, name: str, tasks: Sequence[Synthetic]) -> None:
     if isinstance(model, EncoderConfig):
         raise ValueError(f"{name} asks for tokens, which an Encoder does not write; leave the evaluation out")
     if isinstance(model, DecoderConfig):
+        if model.stack.memory is not None:
+            raise ValueError(
+                f"{name} are lines of their own, but StackConfig.memory = {model.stack.memory} carries one on to the "
+                "next; leave the evaluation out"
+            )
         most = max(getattr(task, "tokens", 0) for task in tasks)
         require_positions(model, most, f"{name} up to {most}")

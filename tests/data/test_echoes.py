@@ -65,18 +65,22 @@ def test_what_is_said_again_is_what_was_said_and_comes_from_everywhere():
     assert np.mean(steps == 0) > 0.7
     assert found.max() <= 60
     assert len(set(found[places].tolist())) > 30
+    # Behind the beginning as often as anywhere.
+    assert abs(np.mean(found[10:400] > 0) - 0.5) < 0.15
 
 
 def test_a_control_says_nothing_again():
     plain, mixed = (
         echoed(least=20, most=20, nearest=30, farthest=90, shuffled=shuffled) for shuffled in (False, True)
     )
-    orders = []
+    orders, places = [], []
     for corpus in (plain, mixed):
         codes = np.array([ord(character) for character in corpus.documents()[0].text])
         found = distances(corpus.documents()[0].text)
         inside = (found[1:] > 0) & (found[:-1] > 0)
+        places.append(found > 0)
         orders.append(np.mean(np.diff(codes)[inside] == 1))
+    assert np.array_equal(*places)
     assert orders[0] > 0.7
     assert orders[1] < 0.3
 

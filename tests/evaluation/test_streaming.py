@@ -8,7 +8,7 @@ import pytest
 
 from research.attention.masks import Causal, Chunk, Full, Sinks, Window
 from research.attention.memory import Rolling
-from research.attention.positions import ALiBi, Learned, Sinusoidal
+from research.attention.positions import DynamicNTK, Learned, NoPosition, Rotary, Sinusoidal
 from research.attention.recurrence import MeanPooling, Recurrent
 from research.data.documents import Document
 from research.data.layouts import Concatenate
@@ -16,7 +16,7 @@ from research.data.objectives import CausalLM
 from research.data.pipeline import Data
 from research.evaluation.checked import Checked
 from research.evaluation.long_context import scored_losses, sliding, stretches
-from research.evaluation.streaming import Streamed
+from research.evaluation.streaming import Streamed, read
 from research.evaluation.trained import Evaluation, Trained
 from research.models.config import BlockSpec, StackConfig
 from research.models.families import DecoderConfig, EncoderConfig
@@ -90,12 +90,18 @@ def test_a_memory_is_carried(text):
 
 
 def test_a_compressed_memory_is_carried(text):
-    """It cannot be read token by token, but segment by segment it can."""
+    """It cannot be read token by token, but segment by segment it can; what was read before changes what is said."""
     memory = Recurrent(length=6, compression=MeanPooling(length=4, rate=3))
-    config = DecoderConfig(stack=dataclasses.replace(STACK, memory=memory))
-    short, long = STREAMED, dataclasses.replace(STREAMED, tokens=2 * TOKENS)
-    kept = {one(trained(config, text))["held_bytes"] for one in (short, long)}
-    assert len(kept) == 1
+    model = trained(DecoderConfig(stack=dataclasses.replace(STACK, memory=memory)), text)
+    lines = np.stack(stretches(text, "test", TOKENS, 3, "here"))
+    losses, held = read(STREAMED, model, lines)
+    other = lines.copy()
+    other[:, :12] = other[:, 11::-1]  # two segments, of which only the memory knows
+    changed, same = read(STREAMED, model, other)
+    assert held == same
+    assert np.abs(changed - losses)[:, 12:30].min(axis=0).max() > 1e-6
+    longer = dataclasses.replace(STREAMED, tokens=2 * TOKENS)
+    assert longer(model)["held_bytes"] == held
 
 
 @pytest.mark.parametrize("sinks", [0, 2])
@@ -107,14 +113,27 @@ def test_a_cache_shows_its_sinks_and_what_came_last(text, sinks):
     assert found["loss"] == pytest.approx(at_once(windowed(shown), text, STREAMED), rel=1e-5)
 
 
-def test_places_in_the_cache_make_positions_end_with_it(text):
-    """Rotary positions tell distances alone, so that a cache without sinks says the same by either place."""
-    places = [Rolling(window=13, reindex=reindex) for reindex in (False, True)]
-    config = DecoderConfig(stack=STACK)
-    found = [dataclasses.replace(STREAMED, cache=cache)(trained(config, text)) for cache in places]
-    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
-    sloped = DecoderConfig(stack=dataclasses.replace(STACK, positions=ALiBi()))
-    assert dataclasses.replace(STREAMED, cache=places[1])(trained(sloped, text))["loss"]
+def test_places_in_the_cache(text):
+    """Rotary positions tell distances alone, and without positions there is nothing to tell: places in the cache say
+    the same as those in the text. Behind sinks distances are others.
+    """
+
+    def losses(positions, **cache):
+        config = DecoderConfig(stack=dataclasses.replace(STACK, positions=positions))
+        streamed = dataclasses.replace(STREAMED, cache=Rolling(window=13, **cache))
+        return read(streamed, trained(config, text), np.stack(stretches(text, "test", TOKENS, 3, "here")))[0]
+
+    for same in ({}, {"sinks": 2}):
+        nowhere = [losses(NoPosition(), reindex=reindex, **same) for reindex in (False, True)]
+        np.testing.assert_allclose(*nowhere, rtol=1e-5)
+    rotary = {
+        sinks: [losses(Rotary(), reindex=reindex, sinks=sinks) for reindex in (False, True)]
+        for sinks in (0, 2)
+    }
+    np.testing.assert_allclose(*rotary[0], rtol=1e-5)
+    # As long as everything fits, places are positions.
+    np.testing.assert_allclose(*(one[:, :12] for one in rotary[2]), rtol=1e-5)
+    assert np.abs(rotary[2][0] - rotary[2][1])[:, 24:].max() > 1e-4
 
 
 def test_full_attention_reads_each_segment_again(text):
@@ -143,7 +162,15 @@ def test_what_cannot_be_streamed_is_said_before_anything_is_read(text):
         STREAMED.check(EncoderConfig(stack=STACK, mask=Full()))
     moved = DecoderConfig(stack=dataclasses.replace(STACK, positions=Sinusoidal()))
     with pytest.raises(ValueError, match=r"Rolling\.reindex = True moves tokens"):
-        dataclasses.replace(STREAMED, cache=Rolling(window=8, reindex=True))(trained(moved, text))
+        dataclasses.replace(STREAMED, cache=Rolling(window=8, reindex=True)).check(moved)
+    growing = Rotary(scaling=DynamicNTK(factor=1.0, trained=8))
+    with pytest.raises(ValueError, match="moves earlier keys as the text grows"):
+        STREAMED.check(windowed(Window(5), positions=growing))
+    older = Recurrent(length=8, compression=MeanPooling(length=4, rate=4))
+    with pytest.raises(
+        ValueError, match=r"Streamed\.segment = 6 cannot be compressed by MeanPooling\.rate = 4"
+    ):
+        STREAMED.check(DecoderConfig(stack=dataclasses.replace(STACK, memory=older)))
     with pytest.raises(ValueError, match=r"stretches of 6000000 tokens are to be read \(Streamed\.tokens\)"):
         dataclasses.replace(STREAMED, tokens=6_000_000)(trained(windowed(Causal() & Window(3)), text))
 
