@@ -80,7 +80,8 @@ class Streamed:
                 f"Streamed.cache = {self.cache}, but the model keeps StackConfig.memory = {decoder.stack.memory}; "
                 "expected None for either"
             )
-        older = decoder.stack.memory and decoder.stack.memory.compression
+        memory = decoder.stack.memory
+        older = None if memory is None else memory.compression
         if older is not None and self.segment % older.rate:
             raise ValueError(
                 f"Streamed.segment = {self.segment} cannot be compressed by {type(older).__name__}.rate = "
