@@ -29,6 +29,15 @@ def require_decoder(model: FamilyConfig, evaluation: str) -> DecoderConfig:
     return model
 
 
+def require_no_memory(model: DecoderConfig, alone: str) -> None:
+    """ValueError where the model has a memory; `alone`: what it is that begins anew each time."""
+    if model.stack.memory is not None:
+        raise ValueError(
+            f"{alone}, but StackConfig.memory = {model.stack.memory} reads in segments and carries one on to the next; "
+            "expected None: leave the evaluation out"
+        )
+
+
 def require_positions(model: DecoderConfig, most: int, lengths: str) -> None:
     """ValueError where positions of the model end before `most`; `lengths`: what asks for so many, `name = value`."""
     for spec in model.stack.pattern:

@@ -7,7 +7,7 @@ import numpy as np
 from research.analysis import budget
 from research.attention.masks import Slots
 from research.batch import Batch, Tokens
-from research.evaluation.checked import require_decoder, require_positions
+from research.evaluation.checked import require_decoder, require_no_memory, require_positions
 from research.evaluation.trained import Scores, Trained
 from research.models.families import FamilyConfig
 
@@ -30,11 +30,7 @@ class Cost:
     def check(self, model: FamilyConfig) -> None:
         """ValueError where the model is no decoder, has a memory, which reads in segments, or fewer positions."""
         decoder = require_decoder(model, "Cost")
-        if decoder.stack.memory is not None:
-            raise ValueError(
-                f"Cost reads a line at once, but StackConfig.memory = {decoder.stack.memory} reads in segments, at the "
-                "same cost each; leave the evaluation out"
-            )
+        require_no_memory(decoder, "Cost reads a line at once")
         require_positions(decoder, self.lengths[-1], f"Cost.lengths = {self.lengths}")
 
     def __call__(self, trained: Trained) -> Scores:

@@ -21,7 +21,7 @@ from research.batch import Batch
 from research.data.objectives import Example
 from research.data.pipeline import Dataset
 from research.data.windows import Tokenized
-from research.evaluation.checked import require_decoder, require_positions
+from research.evaluation.checked import require_decoder, require_no_memory, require_positions
 from research.evaluation.trained import Scores, Trained
 from research.models.families import FamilyConfig
 from research.training.step import Trainer
@@ -157,11 +157,7 @@ class LengthCurve:
         the longest window.
         """
         decoder = require_decoder(model, "LengthCurve")
-        if decoder.stack.memory is not None:
-            raise ValueError(
-                f"LengthCurve reads each window alone, but StackConfig.memory = {decoder.stack.memory} carries one on "
-                "to the next; expected None: leave the evaluation out"
-            )
+        require_no_memory(decoder, "LengthCurve reads each window alone")
         require_positions(decoder, self.lengths[-1], f"LengthCurve.lengths = {self.lengths}")
 
     def __call__(self, trained: Trained) -> Scores:

@@ -23,7 +23,7 @@ from research.models.decoder import Decoder, DecoderConfig
 from research.models.families import FamilyConfig
 from research.training.step import Trainer
 
-FAR = 4096  # tokens: who sees as far back is not asked whether there is an end
+BOUNDED = 4096  # tokens: who sees as far back is not asked whether there is an end
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def _kept(streamed: Streamed, model: DecoderConfig) -> Rolling | Literal["memory
         return "memory"
     if streamed.cache is not None:
         return streamed.cache
-    tokens = min(streamed.tokens, FAR)
+    tokens = min(streamed.tokens, BOUNDED)
     seen = max(_seen(spec.visible(model.mask), tokens) for spec in model.stack.pattern)
     return Rolling(window=seen + streamed.segment - 1) if seen < tokens else None
 
@@ -171,9 +171,10 @@ def read(
     found, state = [], None
     for segment in _segments(lines, streamed.segment, trained.text.tokenizer.bos):
         losses, state = _segment(functions, cache, trained.params, segment, state)
-        found.append(multihost_utils.process_allgather(losses, tiled=True))
+        found.append(losses)
+    whole = np.concatenate(multihost_utils.process_allgather(found, tiled=True), axis=1)
     bytes_of_rows = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    return np.concatenate(found, axis=1).astype(np.float64), bytes_of_rows // len(lines)
+    return whole.astype(np.float64), bytes_of_rows // len(lines)
 
 
 def _segments(lines: Int32[np.ndarray, "b n"], size: int, bos: int) -> Iterator[Batch]:

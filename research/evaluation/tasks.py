@@ -7,7 +7,7 @@ import numpy as np
 
 from research.data.haystacks import Needle, Passkey, grid
 from research.data.windows import Synthetic
-from research.evaluation.checked import require_positions
+from research.evaluation.checked import require_no_memory, require_positions
 from research.evaluation.predictions import likeliest
 from research.evaluation.trained import Scores, Trained
 from research.models.families import DecoderConfig, EncoderConfig, FamilyConfig
@@ -116,10 +116,6 @@ def _check(model: FamilyConfig, name: str, tasks: Sequence[Synthetic]) -> None:
     if isinstance(model, EncoderConfig):
         raise ValueError(f"{name} asks for tokens, which an Encoder does not write; leave the evaluation out")
     if isinstance(model, DecoderConfig):
-        if model.stack.memory is not None:
-            raise ValueError(
-                f"{name} are lines of their own, but StackConfig.memory = {model.stack.memory} carries one on to the "
-                "next; leave the evaluation out"
-            )
+        require_no_memory(model, f"{name} are lines of their own")
         most = max(getattr(task, "tokens", 0) for task in tasks)
         require_positions(model, most, f"{name} up to {most}")
