@@ -42,7 +42,7 @@ CACHES = {"long": Whole, "local": Rolling}
 def known(arm: str) -> Trained:
     """An arm of the study before its first step, of books that are longer than any length here."""
     files = [f"configs/long_context/{arm}.gin", "configs/scale/small.gin"]
-    files += ["configs/long_context/data/mechanisms.gin", "configs/data/novels.gin"]
+    files += ["configs/long_context/data/reading.gin", "configs/data/novels.gin"]
     planned, _ = experiment.load(files)
     text = experiment.dataset(planned.data, None)
     functions = experiment.trainer(planned, text.tokenizer.vocab_size)

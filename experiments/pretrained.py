@@ -26,7 +26,7 @@ from research.data.pipeline import Data
 from research.data.tokenizers import Tokenizer, Vocabulary
 from research.interop.architecture import differences, normal
 from research.interop.weights import WeightsError
-from research.models.families import EncoderConfig, FamilyConfig, Model
+from research.models.families import DecoderConfig, EncoderConfig, FamilyConfig, Model
 from research.models.paths import named, path_of
 from research.training.remedies import Inherited
 
@@ -45,7 +45,8 @@ class Parameters:
 
     Attributes:
       place: a run folder, a Hugging Face folder, a .gguf file or a name of the catalog.
-      differing: settings that may differ besides, such as 'DecoderConfig.mask'; shapes may not.
+      differing: settings that may differ besides, such as 'DecoderConfig.mask'; shapes may not. Where that is a memory
+        that learns to compress and there is none, what it learns with is drawn.
     """
 
     place: str
@@ -202,9 +203,20 @@ def checked(
                 f"{name} = {value!r}, but the parameters in {origin.place} are of a model with {other!r}; change it, "
                 "start from others, or name it in `differing`"
             )
-    if _headed(origin, model) is None:
-        return None
-    return f"init_from {origin.place}: head/... drawn anew: the checkpoint has no classes"
+    drawn = []
+    if _headed(origin, model) is not None:
+        drawn.append("head/... drawn anew: the checkpoint has no classes")
+    if _compresses(model) and not _compresses(origin.model):
+        drawn.append("compress/... drawn anew: the checkpoint has no memory that learns to compress")
+    return f"init_from {origin.place}: {'; '.join(drawn)}" if drawn else None
+
+
+def _compresses(model: FamilyConfig) -> bool:
+    """Whether the model has a memory that learns to compress."""
+    memory = model.stack.memory if isinstance(model, DecoderConfig) else None
+    if memory is None or memory.compression is None:
+        return False
+    return isinstance(memory.compression.build(width=1, key=jax.random.key(0)), nnx.Module)
 
 
 def _headed(origin: Origin, model: FamilyConfig) -> FamilyConfig | None:
@@ -238,6 +250,8 @@ def fitted(params: Any, origin: Origin, model: FamilyConfig, vocab: int) -> Any:
     abstract = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(_built(model, vocab))))
     if _headed(origin, model) is not None:
         params, abstract = _headless(params), _headless(abstract)
+    if not _compresses(origin.model):
+        abstract = _without(abstract, "compress")
     found = named(params)
     del params  # an array that grows is not needed beside what it becomes
     grows = (origin.rows, model.embedding.table_rows(vocab))
@@ -258,6 +272,13 @@ def fitted(params: Any, origin: Origin, model: FamilyConfig, vocab: int) -> Any:
 def _headless(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters without what makes logits of hidden states."""
     return {part: leaves for part, leaves in params.items() if part not in ("head", "finish")}
+
+
+def _without(params: Any, name: str) -> Any:
+    """Parameters without those of parts of that name, wherever they are."""
+    if not isinstance(params, dict):
+        return params
+    return {part: _without(leaves, name) for part, leaves in params.items() if part != name}
 
 
 def _grown(leaf: Any, shape: tuple[int, ...], rows: int, wanted: int) -> Any:

@@ -98,22 +98,36 @@ class Level(PairedTest):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Interaction(PairedTest):
-    """One difference against another: whether something matters more under one condition than under another."""
+class Between:
+    """One difference minus another, by seed."""
 
     first: Difference
     second: Difference
-    expect: Expect
-
-    def explain(self) -> str:
-        first, second = (f"({' minus '.join(part.words())})" for part in (self.first, self.second))
-        return self.sentence(first, second)
 
     def reads(self) -> tuple[Reading, ...]:
         return self.first.reads() + self.second.reads()
 
+    def words(self) -> tuple[str, str]:
+        """Both differences in words."""
+        first, second = (f"({' minus '.join(part.words())})" for part in (self.first, self.second))
+        return first, second
+
     def sides(self, values: Values) -> tuple[Seeds, Seeds]:
         return self.first.by_seed(values), self.second.by_seed(values)
+
+    def by_seed(self, values: Values) -> Seeds:
+        first, second = self.sides(values)
+        return {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interaction(Between, PairedTest):
+    """One difference against another: whether something matters more under one condition than under another."""
+
+    expect: Expect
+
+    def explain(self) -> str:
+        return self.sentence(*self.words())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +139,7 @@ class Every(PairedTest):
     times their number); the effect is that of the one with the least p.
     """
 
-    of: tuple[Difference, ...]
+    of: tuple[Difference | Between, ...]
     expect: Expect
 
     def __post_init__(self):
@@ -152,16 +166,10 @@ class Every(PairedTest):
     def measure(self, values: Values, level: float = ALPHA) -> Measured:
         if self.expect != "equal":
             return super().measure(values, level)
+        tests = ((Contrast if isinstance(part, Difference) else Interaction, part) for part in self.of)
         parts = [
-            Contrast(
-                metric=part.metric,
-                arm=part.arm,
-                baseline=part.baseline,
-                baseline_metric=part.baseline_metric,
-                expect="equal",
-                margin=self.margin,
-            ).measure(values, level)
-            for part in self.of
+            test(**vars(part), expect="equal", margin=self.margin).measure(values, level)
+            for test, part in tests
         ]
         worst = min(parts, key=lambda part: cast(float, part.p))
         effects = ", ".join(f"{part.effect.mean:+.4g}" for part in parts)

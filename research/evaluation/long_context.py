@@ -18,8 +18,10 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Float64, Int, Int32
 
 from research.batch import Batch
+from research.data.layouts import Concatenate
 from research.data.objectives import Example
 from research.data.pipeline import Dataset
+from research.data.streams import Stream
 from research.data.windows import Tokenized
 from research.evaluation.checked import require_decoder, require_no_memory, require_positions
 from research.evaluation.trained import Scores, Trained
@@ -69,8 +71,13 @@ def by_position(losses: Float64[np.ndarray, " n"], positions: Int[np.ndarray, " 
 
     `positions`: how many tokens each was predicted from.
     """
-    bucket = np.where(positions > 0, 2 ** np.floor(np.log2(np.maximum(positions, 1))), 0).astype(int)
+    bucket = octave(positions)
     return {str(first): float(losses[bucket == first].mean()) for first in np.unique(bucket).tolist()}
+
+
+def octave(positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """The greatest power of two that is at most each; 0 is alone."""
+    return np.where(positions > 0, 2 ** np.floor(np.log2(np.maximum(positions, 1))), 0).astype(int)
 
 
 def icl_score(
@@ -236,8 +243,10 @@ def scored_losses(
     trained: Trained, lines: Sequence[Int32[np.ndarray, " n"]], spans: Sequence[Span]
 ) -> tuple[Float64[np.ndarray, " k"], Int[np.ndarray, " k"]]:
     """The loss of every scored token of all lines, and how many tokens it was predicted from."""
-    losses, positions = [], []
-    for batch in trained.text.placed([_example(ids, span) for ids in lines for span in spans]):
+    losses, positions, text = [], [], trained.text
+    if isinstance(text.data.layout, Stream):  # that lays out no windows
+        text = text.laid(Concatenate())
+    for batch in text.placed([_example(ids, span) for ids in lines for span in spans]):
         (placed,) = trained.place([batch])
         found = token_losses(trained.trainer, trained.params, placed)
         scored = np.asarray(batch.weights) > 0

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float, Float64, Int32
+from jaxtyping import Array, Float, Float64, Int32, Int64
 
 from research.attention.masks import Mask, Sinks, Slots, Window
 from research.attention.memory import Rolling
@@ -42,6 +42,7 @@ class Streamed:
       stride: new tokens of a window, where windows are read.
       cache: what is kept; its window holds a segment, and behind that what the first token of one sees.
       stretches: at most so many, and at most `Data.held_out`.
+      gram: tokens of a run that counts as said before; see `told`.
       split: of which documents.
     """
 
@@ -51,6 +52,7 @@ class Streamed:
     stride: int = 16
     cache: Rolling | None = None
     stretches: int = 8
+    gram: int = 8
     split: Literal["test", "validation"] = "test"
 
     def __post_init__(self):
@@ -59,9 +61,10 @@ class Streamed:
                 f"Streamed.tokens = {self.tokens}, Streamed.scored = {self.scored}, Streamed.segment = {self.segment}: "
                 "expected whole segments, of which at most all tokens are scored"
             )
-        if self.stride < 1 or self.stretches < 1:
+        if self.stride < 1 or self.stretches < 1 or self.gram < 2:
             raise ValueError(
-                f"Streamed.stride = {self.stride}, Streamed.stretches = {self.stretches}: expected at least 1"
+                f"Streamed.stride = {self.stride}, Streamed.stretches = {self.stretches}, Streamed.gram = {self.gram}: "
+                "expected at least 1, 1 and 2"
             )
         if self.cache is not None and self.cache.window < self.segment:
             raise ValueError(
@@ -94,9 +97,10 @@ class Streamed:
             _require_held(decoder, kept)
 
     def __call__(self, trained: Trained) -> Scores:
-        """Nats per token: `loss` of the scored ones, and all `by_position` in the stretch, with the labels of that
-        function. `held_bytes`: what a stretch leaves for the next segment, of one row; None where segments are read
-        again. `tokens`: how many are scored.
+        """Nats per token: `loss` of the scored ones, of all tokens `by_position` in the stretch, and of the scored ones
+        that were `told` before `by_distance`, how far back they last were; both with the labels of `by_position`.
+        `held_bytes`: what a stretch leaves for the next segment, of one row; None where segments are read again.
+        `tokens`: how many are scored.
 
         Raises:
           ValueError: see `check`, or no document is long enough.
@@ -106,12 +110,37 @@ class Streamed:
         losses, held = read(self, trained, lines)
         scored = losses[:, -self.scored :]
         places = np.broadcast_to(np.arange(self.tokens), losses.shape)
+        back = np.stack([told(line, self.gram)[-self.scored :] for line in lines])
         return {
             "loss": float(scored.mean()),
             "by_position": by_position(losses.ravel(), places.ravel()),
+            "by_distance": by_position(scored[back > 0], back[back > 0]),
             "held_bytes": held,
             "tokens": scored.size,
         }
+
+
+def told(line: Int32[np.ndarray, " n"], gram: int) -> Int64[np.ndarray, " n"]:
+    """How far back each token last stood behind the same `gram - 1` tokens, where it did each time they came before; 0:
+    they are new, or something else followed them.
+
+    Whoever looks up what followed there predicts these tokens without a doubt, if it sees as far.
+    """
+    found = np.zeros(len(line), np.int64)
+    if len(line) < gram:
+        return found
+    _, before = np.unique(
+        np.lib.stride_tricks.sliding_window_view(line[:-1], gram - 1), axis=0, return_inverse=True
+    )
+    place = np.argsort(
+        before.ravel(), kind="stable"
+    )  # one group of the same tokens after the other, each in order
+    group, token = before.ravel()[place], line[gram - 1 :][place]
+    first = np.searchsorted(group, group)  # of its group
+    others = np.cumsum(token != token[first])  # that do not follow as at first, up to here
+    known = (others == others[first]) & (np.arange(len(place)) > first)
+    found[gram - 1 + place[known]] = place[known] - place[np.flatnonzero(known) - 1]
+    return found
 
 
 def _require_held(model: DecoderConfig, cache: Rolling) -> None:

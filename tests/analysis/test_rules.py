@@ -1,5 +1,6 @@
 """Rules on numbers whose verdict is known."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import scipy.stats
 from research.analysis import statistics
 from research.analysis.decisions import LEAST_SEEDS, ClaimError, Undecidable, Verdict
 from research.analysis.rules import (
+    Between,
     Contrast,
     Counted,
     Difference,
@@ -340,6 +342,26 @@ def test_every_equal_takes_the_greatest_p_of_equivalence_and_the_least_of_differ
     assert near.p > far.p
     assert found.p_equal == far.p_equal > near.p_equal
     assert found.effect == far.effect
+
+
+def test_every_takes_differences_of_differences_as_interactions_are_tested():
+    values = {
+        ("a", "m"): around(3.0),
+        ("b", "m"): around(2.0),
+        ("c", "m"): around(1.5, WIDE),
+        ("d", "m"): around(1.0),
+    }
+    values["e", "m"] = around(1.0, jitter=FLAT)
+    ab, cd, ce = (Difference(metric="m", arm=pair[0], baseline=pair[1]) for pair in ("ab", "cd", "ce"))
+    rule = Every(of=(Between(first=ab, second=cd), Between(first=ab, second=ce)), expect="greater")
+    assert set(rule.reads()) == set(values)
+    assert verdict(rule, values) == Verdict.SUPPORTED
+    assert rule.measure(values).effect.mean == pytest.approx(0.5, abs=0.01)
+    assert "(m of a minus m of b) minus (m of c minus m of e)" in rule.explain()
+    equal = dataclasses.replace(rule, expect="equal").measure(values)
+    alone = [Interaction(first=ab, second=part, expect="equal").measure(values) for part in (cd, ce)]
+    assert equal.p == pytest.approx(2 * min(one.p for one in alone))
+    assert equal.p_equal == max(one.p_equal for one in alone)
 
 
 def test_a_line_explains_a_share_of_the_variance_over_arms():

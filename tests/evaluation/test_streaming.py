@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from research.attention.masks import Causal, Chunk, Full, Sinks, Window
 from research.attention.memory import Rolling
@@ -14,9 +16,10 @@ from research.data.documents import Document
 from research.data.layouts import Concatenate
 from research.data.objectives import CausalLM
 from research.data.pipeline import Data
+from research.data.streams import Stream
 from research.evaluation.checked import Checked
 from research.evaluation.long_context import scored_losses, sliding, stretches
-from research.evaluation.streaming import Streamed, read
+from research.evaluation.streaming import Streamed, read, told
 from research.evaluation.trained import Evaluation, Trained
 from research.models.config import BlockSpec, StackConfig
 from research.models.families import DecoderConfig, EncoderConfig
@@ -147,6 +150,12 @@ def test_full_attention_reads_each_segment_again(text):
     assert found["held_bytes"] is None
 
 
+def test_windows_are_read_alike_where_training_rows_go_on(text):
+    model = trained(DecoderConfig(stack=STACK), text)
+    other = dataclasses.replace(model, text=text.laid(Stream()))
+    assert STREAMED(other) == STREAMED(model)
+
+
 def test_what_cannot_be_streamed_is_said_before_anything_is_read(text):
     learned = windowed(Window(5), positions=Learned(length=24))
     with pytest.raises(
@@ -181,10 +190,43 @@ def test_what_cannot_be_streamed_is_said_before_anything_is_read(text):
         ({"tokens": 50, "segment": 6}, "expected whole segments"),
         ({"tokens": 48, "segment": 6, "scored": 49}, "at most all tokens are scored"),
         ({"segment": 64, "cache": Rolling(window=63)}, r"raise\s+Rolling\.window"),
-        ({"stretches": 0}, r"Streamed\.stretches = 0: expected at least 1"),
+        ({"stretches": 0}, r"Streamed\.stretches = 0, "),
         ({"stride": 0}, r"Streamed\.stride = 0"),
+        ({"gram": 1}, r"Streamed\.gram = 1: expected at least 1, 1 and 2"),
     ],
 )
 def test_settings_that_make_no_sense(settings, said):
     with pytest.raises(ValueError, match=said):
         Streamed(**settings)
+
+
+def looked_up(line, gram):
+    """As `told` says, literally."""
+    found = []
+    for place in range(len(line)):
+        before = line[max(place - gram + 1, 0) : place]
+        earlier = [
+            past
+            for past in range(gram - 1, place)
+            if len(before) == gram - 1 and np.array_equal(line[past - gram + 1 : past], before)
+        ]
+        same = earlier and all(line[past] == line[place] for past in earlier)
+        found.append(place - earlier[-1] if same else 0)
+    return found
+
+
+@given(
+    line=st.lists(st.integers(0, 3), max_size=60).map(lambda ids: np.array(ids, np.int32)),
+    gram=st.integers(2, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_was_told_is_what_followed_each_time(line, gram):
+    np.testing.assert_array_equal(told(line, gram), looked_up(line, gram))
+
+
+def test_what_was_told_by_hand():
+    line = np.frombuffer(b"a1b2a1b3a1b2", np.uint8).astype(np.int32)
+    # 1 follows a each time; what follows b changed; b follows 1 each time; 2 stood before b in vain.
+    np.testing.assert_array_equal(told(line, 2), [0, 0, 0, 0, 0, 4, 4, 0, 0, 4, 4, 0])
+    np.testing.assert_array_equal(told(line, 3), [0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 4, 0])
+    assert not told(line[:2], 4).any()

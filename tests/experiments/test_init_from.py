@@ -17,12 +17,14 @@ from experiments.experiment import Experiment
 from experiments.origins import Published
 from experiments.pretrained import Parameters
 from research.attention.masks import Prefix
+from research.attention.recurrence import Convolution, MeanPooling, Recurrent
 from research.data.corpora import Factbook
 from research.data.layouts import Concatenate, InPlace
 from research.data.local import JSONLines, TextFiles
 from research.data.objectives import CausalLM, Classification, MaskedLM
 from research.data.pipeline import Data
 from research.data.pretrained import FromFile
+from research.data.streams import Stream
 from research.data.tokenizers import Bytes
 from research.evaluation.likelihood import Likelihood
 from research.generation.engine import Generation, Greedy
@@ -191,6 +193,29 @@ def test_dropout_and_how_it_is_computed_may_differ_and_what_is_said_to(place):
     found = named(experiment.started(dataclasses.replace(one, model=prefix, init_from=start), None))
     for path, leaf in same.items():
         np.testing.assert_array_equal(leaf, found[path])
+
+
+def test_what_a_memory_learns_to_compress_with_is_drawn_where_there_was_no_memory(place):
+    folder, one, _ = place
+    memory = Recurrent(length=8, compression=Convolution(length=4, rate=2))
+    model = dataclasses.replace(one.model, stack=dataclasses.replace(one.model.stack, memory=memory))
+    start = Parameters(place=str(folder / "hub"), differing=("StackConfig.memory",))
+    rows = dataclasses.replace(one.data, layout=Stream())
+    planned = dataclasses.replace(one, model=model, data=rows, init_from=start)
+    tokenizer = experiment.dataset(planned.data, None).tokenizer
+    said = start.check(model, tokenizer, None)
+    assert said.endswith("compress/... drawn anew: the checkpoint has no memory that learns to compress")
+    theirs = named(experiment.started(tuned(one, folder / "hub"), None))
+    given = experiment.started(planned, None)
+    assert named(given).keys() == theirs.keys()
+    functions = experiment.trainer(planned, tokenizer.vocab_size)
+    found = named(functions.initial(jax.random.key(3), planned.numbers, params=given).params)
+    assert {path.split("/")[-2] for path in found.keys() - theirs.keys()} == {"compress"}
+    for path, leaf in theirs.items():
+        np.testing.assert_array_equal(leaf, found[path])
+    plain = dataclasses.replace(memory, compression=MeanPooling(length=4, rate=2))
+    mean = dataclasses.replace(model, stack=dataclasses.replace(model.stack, memory=plain))
+    assert start.check(mean, tokenizer, None) is None
 
 
 def test_shapes_may_not_differ_whatever_is_said_to(place):

@@ -13,8 +13,17 @@ from research.evaluation.long_context import LengthCurve
 SMALL = study.load("long_context", "small")
 # Each scheme, mechanism, memory and task that smoke leaves out.
 ARMS = [
-    *("rotary_again", "tuned_yarn", "tuned_window", "long", "chunks", "dilated", "mixed", "broad", "xl_4"),
-    *("compressive_convolution", "compressive_used", "shuffled_xl_4", "recall_local", "passkey_alibi"),
+    *(
+        "rotary_again",
+        "tuned_yarn",
+        "tuned_window",
+        "deep",
+        "chunks",
+        "dilated",
+        "xl_4",
+        "compressive_convolution",
+    ),
+    *("compressive_used", "changing_xl_4", "text_long", "shuffled_xl_4", "recall_local", "passkey_alibi"),
 ]
 
 
@@ -40,20 +49,39 @@ def test_schemes_differ_in_nothing_else():
 
 
 def test_mechanisms_see_as_many_tokens_of_text_a_step():
-    mechanisms = ("mechanisms", "memories at equal FLOPs", "memories", "shuffled")
+    mechanisms = (
+        *("capacity", "mechanisms", "memories at equal FLOPs", "memories", "changing"),
+        *("text", "shuffled"),
+    )
     data = [planned(arm).data for together in mechanisms for arm in SMALL.comparisons[together]]
     assert {one.window * one.batch for one in data} == {48 * 24}
-    # What is in random order is trained and scored so.
-    plain, mixed = planned("xl_4").data, planned("shuffled_xl_4").data
-    assert dataclasses.replace(mixed, corpus=plain.corpus) == plain
+    # What is in random order, or changes, is trained and scored so.
+    for one, control in (
+        ("text_xl_4", "shuffled_xl_4"),
+        ("xl_4", "changing_xl_4"),
+        ("xl_0", "changing_xl_0"),
+    ):
+        plain, mixed = planned(one).data, planned(control).data
+        assert dataclasses.replace(mixed, corpus=plain.corpus) == plain
+        assert mixed != plain
 
 
 def test_memories_take_the_same_steps_and_others_the_same_flops():
-    assert {planned(arm).steps for arm in SMALL.comparisons["memories"]} == {500}
-    assert {planned(arm).steps for arm in SMALL.comparisons["shuffled"]} == {500}
+    assert {planned(arm).steps for arm in SMALL.comparisons["memories"]} == {400}
+    assert {planned(arm).steps for arm in SMALL.comparisons["changing"]} == {400}
     assert SMALL.matches("long") == SMALL.matches("equal_xl") == "flops"
     assert planned("rotary_again") == planned("rotary")
     assert planned("full_again") == planned("full")
+
+
+def test_mechanisms_go_on_from_one_model():
+    lengthened = ("mechanisms", "memories at equal FLOPs", "memories", "changing")
+    arms = [planned(arm) for together in lengthened for arm in SMALL.comparisons[together]]
+    assert {one.init_from.arm for one in arms} == {"short"}
+    assert {one.optimizer for one in arms} == {arms[0].optimizer}
+    short = planned("short")
+    # What is trained from scratch has a learning rate too, the scale's.
+    assert short.optimizer == planned("deep").optimizer == planned("rotary").optimizer
 
 
 def test_lengths_go_to_sixteen_times_what_is_trained_on_in_both_protocols():
