@@ -66,7 +66,7 @@ class Cell:
           ConfigError: as `base`.
         """
         where = f"configs/{self.study.name}/study.gin"
-        every = [experiment.asked(one).values() for one in self.study.evaluations(self.arm).values()]
+        every = [experiment.asked(one) for one in self.study.evaluations(self.arm).values()]
         arms = dict.fromkeys(stage.arm for asked in every for stage in asked)
         return tuple(self._other(arm, where) for arm in arms)
 

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from experiments import configs
@@ -227,17 +227,33 @@ def _sha256(tree: Any) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-def asked(evaluation: Any) -> dict[str, Any]:
-    """The other arms that an evaluation, a frozen dataclass, asks, by the names of its fields: `stages.Stage`."""
-    named = {field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)}
-    return {name: value for name, value in named.items() if isinstance(value, Start)}
+def asked(evaluation: Any) -> list[Any]:
+    """The other arms, `stages.Stage`, that an evaluation, a frozen dataclass, asks: its fields, or in tuples there."""
+
+    def within(value: Any) -> Iterator[Any]:
+        if isinstance(value, Start):
+            yield value
+        elif isinstance(value, tuple):
+            for one in value:
+                yield from within(one)
+
+    return [
+        stage for field in dataclasses.fields(evaluation) for stage in within(getattr(evaluation, field.name))
+    ]
 
 
 def asking(evaluation: Any, change: Callable[[Any], Any]) -> Any:
     """The evaluation with other stages, or what stands for them."""
-    return dataclasses.replace(
-        evaluation, **{name: change(stage) for name, stage in asked(evaluation).items()}
-    )
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Start):
+            return change(value)
+        return tuple(map(changed, value)) if isinstance(value, tuple) else value
+
+    if not asked(evaluation):
+        return evaluation
+    fields = {field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)}
+    return dataclasses.replace(evaluation, **{name: changed(value) for name, value in fields.items()})
 
 
 def describe(value: Any, *, texts: bool = False) -> Any:

@@ -72,6 +72,7 @@ def test_memories_take_the_same_steps_and_others_the_same_flops():
     assert SMALL.matches("long") == SMALL.matches("equal_xl") == "flops"
     assert planned("rotary_again") == planned("rotary")
     assert planned("full_again") == planned("full")
+    assert planned("short_again") == planned("short")
 
 
 def test_mechanisms_go_on_from_one_model():
