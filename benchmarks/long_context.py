@@ -8,11 +8,13 @@ text as long as that, by least squares: 1 where a token costs the same at every 
 
 import concurrent.futures
 import functools
+import math
 import multiprocessing
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,13 +23,16 @@ from absl import app, flags
 from jaxtyping import Int32
 from rich.progress import track
 
-from benchmarks.report import publish
+from benchmarks import report
 from experiments import experiment, start
-from research.attention.masks import Slots
+from research.analysis import drawing
+from research.analysis.drawing import Axis, Line, Mark
+from research.analysis.statistics import Estimate
+from research.attention.masks import Slots, Window
 from research.attention.memory import Rolling, Whole
 from research.batch import Batch, Tokens
 from research.evaluation.long_context import token_losses
-from research.evaluation.streaming import Streamed, read
+from research.evaluation.streaming import Streamed, narrowed, read
 from research.evaluation.trained import Trained
 
 FLAGS = flags.FLAGS
@@ -35,7 +40,9 @@ SEGMENT = 48
 ONCE = "long, at once"  # the whole text as one line
 READERS = (ONCE, "long", "local", "chunks", "xl_4", "compressive_3")
 TRAINED = ("long", "local", "chunks", "dilated", "mixed")
-CACHES = {"long": Whole, "local": Rolling}
+REMEMBERING = ("xl_4", "compressive_3")  # in segments, however long the text
+# What of the text is held where tokens are written one by one, and the window that is seen of it; None: all.
+HELD = {"long": None, "mixed": None, "local": 48, "chunks": 48, "dilated": 192, "xl_4": 193}
 
 
 @functools.cache
@@ -94,7 +101,7 @@ def training(arm: str, length: int, tokens: int, rounds: int) -> dict[str, Any]:
     model, rows = known(arm), max(tokens // length, 1)
     ids = np.random.default_rng(0).integers(4, 260, (rows, length)).astype(np.int32)
     batch = one_line(ids)
-    states = [model.trainer.initial(jax.random.key(0))]
+    states = [model.trainer.initial(jax.random.key(0), rows=rows)]
 
     def run() -> Any:
         state, metrics = model.trainer.step(states.pop(), batch)
@@ -111,13 +118,17 @@ def training(arm: str, length: int, tokens: int, rounds: int) -> dict[str, Any]:
 
 
 def writing(arm: str, length: int, rounds: int) -> dict[str, Any]:
-    """One more token behind `length`, with all of them in a cache or those that the arm's window shows; `held`: its
+    """One more token behind `length`, with what is held of them; `held`: its
     bytes.
     """
-    known_arm = known(arm)
-    model = known_arm.trainer.model(known_arm.params)
     calls = 10 * rounds
-    cache = Whole(capacity=length + calls + 1) if CACHES[arm] is Whole else Rolling(window=SEGMENT)
+    functions, window = known(arm).trainer, HELD[arm]
+    cache = Whole(capacity=length + calls + 1) if window is None else Rolling(window=window)
+    if window is not None:  # chunks and dilated windows end, too, where it does
+        functions = functions.of(narrowed(functions.config, Window(window)))
+    if functions.config.stack.memory is not None:
+        cache = None  # its memory
+    model = functions.model(known(arm).params)
     ids = np.zeros((1, length), np.int32)
     _, state = jax.jit(model.prefilled, static_argnames="cache")(
         Tokens(ids, Slots.arange(length, (1,))), cache=cache
@@ -152,9 +163,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         each = [1e6 * row["seconds"] / row["tokens"] for row in own]
         # Of a text as long as that, if each of its tokens took as long.
         whole = [value * row["length"] for value, row in zip(each, own, strict=True)]
-        slope = "n/a"
-        if len(own) > 1:
-            slope = f"{np.polyfit(np.log([row['length'] for row in own]), np.log(whole), 1)[0]:.2f}"
+        slope = f"{exponent([row['length'] for row in own], whole):.2f}" if len(own) > 1 else "n/a"
         memory = [row.get("peak", row.get("held")) for row in own]
         lines.append(
             [
@@ -167,6 +176,39 @@ def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
             ]
         )
     return lines
+
+
+def exponent(lengths: Sequence[int], values: Sequence[float]) -> float:
+    """The power of the length that values grow with: the slope of their logarithms, by least squares."""
+    return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
+
+
+def draw(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Time and memory of reading against the length of the text, both logarithmic."""
+    for name, what, label in (
+        ("long_context_time", "seconds", "seconds"),
+        ("long_context_memory", "peak", "peak memory of the process, bytes"),
+    ):
+        drawn = []
+        for style, reader in enumerate(READERS):
+            own = [row for row in rows if (row["what"], row["arm"]) == ("reading", reader)]
+            points = [(float(row["tokens"]), float(row[what])) for row in own]
+            marks = [Mark(name=f"{x:g}", x=known_to(x), y=known_to(y), seeds={}) for x, y in points]
+            fit = f", slope {exponent(*zip(*points, strict=True)):.2f}" if len(points) > 1 else ""
+            drawn.append(Line(name=f"{reader}{fit}", style=style, marks=tuple(marks)))
+        picture = drawing.lines(
+            drawn,
+            title="Reading one text",
+            x=Axis(label="tokens", log=True),
+            y=Axis(label=label, log=True),
+            notes=["Slopes are of least squares through the logarithms."],
+        )
+        drawing.save(picture, folder / name)
+
+
+def known_to(value: float) -> Estimate:
+    """A number without an interval."""
+    return Estimate(mean=value, half_width=math.nan, n=1)
 
 
 def main(argv: list[str]) -> int:
@@ -188,7 +230,8 @@ def main(argv: list[str]) -> int:
             for arm in TRAINED
             for n in lengths["training"]
         ),
-        *(functools.partial(writing, arm, n, FLAGS.rounds) for arm in CACHES for n in lengths["writing"]),
+        *(functools.partial(training, arm, SEGMENT, FLAGS.batch, FLAGS.rounds) for arm in REMEMBERING),
+        *(functools.partial(writing, arm, n, FLAGS.rounds) for arm in HELD for n in lengths["writing"]),
     ]
     rows = []
     try:
@@ -196,7 +239,7 @@ def main(argv: list[str]) -> int:
             rows.append(call())
     except KeyboardInterrupt:
         return start.fail("stopped")
-    publish(
+    report.publish(
         "long_context",
         table(rows),
         rows,
@@ -205,6 +248,8 @@ def main(argv: list[str]) -> int:
         notes=["Memory: of reading the peak of the whole process, of writing what is held of the text."],
         batch=FLAGS.batch,
     )
+    if report.OUT.value:
+        draw(rows, Path(report.OUT.value))
     return 0
 
 
