@@ -13,8 +13,9 @@ from research.evaluation.long_context import LengthCurve
 SMALL = study.load("long_context", "small")
 # Each scheme, mechanism, memory and task that smoke leaves out.
 ARMS = [
-    *("rotary_again", "tuned_window", "chunks", "short_again", "compressive_convolution", "compressive_used"),
-    *("changing_xl_4", "text_long", "shuffled_xl_4", "recall_local", "passkey_alibi"),
+    *("rotary_again", "tuned_window", "chunks", "short_again", "compressive_convolution", "changing_xl_4"),
+    *("text_long", "recall_local", "passkey_alibi", "copying_encoder_decoder_relative", "selective_chunks"),
+    "values_local",
 ]
 
 
