@@ -34,6 +34,37 @@ samples.Repetition:
 """
 
 
+GROUP = """
+from experiments import stages
+from research.evaluation import recl
+
+study.Table.compared = {'first': ('causal',), 'second': ('prefix',)}
+study.Table.evaluations = {'used': @recl.RelativeContext()}
+study.Table.measured = {'first': (), 'second': ('used',)}
+recl.RelativeContext:
+  own = 'prefix'
+  group = (('causal', @stages.Stage()),)
+  lengths = (4, 8)
+  stride = 4
+  stretches = 2
+  tokens = 8
+stages.Stage.arm = 'causal'
+"""
+
+
+def test_an_evaluation_may_ask_several_arms_each_with_a_name(matched, tmp_path):
+    path = configs.ROOT / "configs" / "tiny" / "study.gin"
+    path.write_text(path.read_text() + GROUP)
+    planned = matched(seeds={"smoke": (0,)})
+    (prefix,) = of(planned, tmp_path, "prefix")
+    assert [cell.arm for cell in prefix.asked] == ["causal"]
+    ((name, stage),) = prefix.job.evaluations["used"].group
+    assert (name, stage.place) == ("causal", str(of(planned, tmp_path, "causal")[0].job.folder))
+    failed, _ = run([prefix])
+    assert not failed
+    assert prefix.row.metrics["used"]["all"].keys() == {"causal", "prefix"}
+
+
 @pytest.fixture
 def asking(matched):
     """A study in which an evaluation of `prefix` asks `causal`."""
