@@ -6,8 +6,8 @@ from short_cells import check_takes_steps
 from experiments import study
 
 SMALL = study.load("forgetting", "small")
-# Some of each kind of remedy, family, text and sequence, but those that read 125,000 words (phonemes): checking all shapes
-# takes minutes.
+# Some of each kind of remedy, family, text and sequence, but those that read 125,000 words (phonemes): checking all
+# shapes takes minutes.
 ARMS = [
     *("replay_1", "si", "lora", "budget", "encoder_decoder_replay", "verses_ewc", "generative", "mixed"),
     *("time_3_ewc", "permuted_2"),
