@@ -118,9 +118,7 @@ def training(arm: str, length: int, tokens: int, rounds: int) -> dict[str, Any]:
 
 
 def writing(arm: str, length: int, rounds: int) -> dict[str, Any]:
-    """One more token behind `length`, with what is held of them; `held`: its
-    bytes.
-    """
+    """One more token behind `length`, with what is held of them; `held`: the bytes of that."""
     calls = 10 * rounds
     functions, window = known(arm).trainer, HELD[arm]
     cache = Whole(capacity=length + calls + 1) if window is None else Rolling(window=window)

@@ -25,8 +25,8 @@ class Lexicons:
       characters: of each, two for each pair.
       keys: of a lexicon, drawn anew for each, as are their order of frequency and their values, which all differ.
       power: the frequency of the nth key goes with n^-power; 0: all alike.
-      lasting: pairs after which another lexicon begins, unannounced; None: a document has one. A negative control: as
-        much is known from what is near, and nothing from afar.
+      lasting: pairs after which another lexicon begins, unannounced; None: a document has one. A negative control: what
+        is afar says nothing, and what is near less, as it may be of the lexicon before.
       seed: of all that is drawn.
     """
 

@@ -53,7 +53,8 @@ class RelativeContext:
 
     A model that predicts well from little has less to gain from more, so each is measured by what it gains over the
     best of the group. Different: lengths are those given, such as doubling ones, where the paper adds the same number
-    of tokens again and again; a longer step gains more, so that RECLs of other lengths do not compare.
+    of tokens again and again; a longer step gains more, so that RECLs of other lengths do not compare. And with a
+    stride a token is seen with `length - stride` to `length - 1` tokens before it.
 
     Attributes:
       group: the other models, each with its name; (): the model is compared with itself, as in Khandelwal et al. 2018.

@@ -124,7 +124,7 @@ def told(line: Int32[np.ndarray, " n"], gram: int) -> Int64[np.ndarray, " n"]:
     """How far back each token last stood behind the same `gram - 1` tokens, where it did each time they came before; 0:
     they are new, or something else followed them.
 
-    Whoever looks up what followed there predicts these tokens without a doubt, if it sees as far.
+    Whoever looks up what followed there is right about these tokens, if it sees as far.
     """
     found = np.zeros(len(line), np.int64)
     if len(line) < gram:

@@ -15,6 +15,7 @@ from research.data.layouts import Concatenate
 from research.data.objectives import CausalLM
 from research.data.pipeline import Data
 from research.evaluation.checked import Checked
+from research.evaluation.long_context import scored_losses, sliding, stretches
 from research.evaluation.recl import RelativeContext, relative_context, relative_gain
 from research.evaluation.trained import Known, Trained
 from research.models.config import BlockSpec, StackConfig
@@ -59,18 +60,18 @@ def test_a_gain_is_a_share(losses, hard):
 
 
 def test_who_sees_no_further_gains_nothing():
-    """With 5 in sight a token is predicted alike in windows of 8, whose last 4 are scored, and in longer ones."""
+    """With 4 in sight a token is predicted alike in windows of 8, whose last 4 are scored, and in longer ones."""
     text = Data(
         corpus=Words(), objective=CausalLM(), layout=Concatenate(), window=24, batch=4, near_duplicates=None
     ).load()
-    narrow = dataclasses.replace(STACK, pattern=(BlockSpec(window=Window(5)),))
-    full, five = (
+    narrow = dataclasses.replace(STACK, pattern=(BlockSpec(window=Window(4)),))
+    full, four = (
         Trainer(DecoderConfig(stack=stack), vocab=text.tokenizer.vocab_size, optimizer=AdamW(), steps=1)
         for stack in (STACK, narrow)
     )
     params = full.initial(jax.random.key(0)).params
     measure = RelativeContext(
-        group=(("five", Known(five, params)),),
+        group=(("four", Known(four, params)),),
         own="full",
         lengths=(8, 12, 16),
         stride=4,
@@ -78,8 +79,16 @@ def test_who_sees_no_further_gains_nothing():
         tokens=8,
     )
     found = measure(Trained(trainer=full, params=params, text=text, seed=0))
-    assert found["all"].keys() == {"full", "five"}
-    assert found["all"]["five"] == found["hardest"]["five"] == 8
+    assert found["all"].keys() == {"full", "four"}
+    assert found["all"]["four"] == found["hardest"]["four"] == 8
+    # Where all is seen losses do change with the length, and are those of the model itself.
+    own = Trained(trainer=full, params=params, text=text, seed=0)
+    lines = stretches(text, "test", 20, 2, "here")
+    spans = {n: sliding(12, 20, n, 4) for n in (8, 16)}
+    narrow = [scored_losses(dataclasses.replace(own, trainer=four), lines, spans[n])[0] for n in spans]
+    wide = [scored_losses(own, lines, spans[n])[0] for n in spans]
+    np.testing.assert_allclose(*narrow, rtol=1e-5)
+    assert np.abs(wide[0] - wide[1]).max() > 1e-4
 
 
 def test_what_cannot_be_measured_is_said_before():

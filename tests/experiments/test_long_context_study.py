@@ -11,11 +11,11 @@ from research.evaluation.adapted import Adapted
 from research.evaluation.long_context import LengthCurve
 
 SMALL = study.load("long_context", "small")
-# Some of each kind that smoke leaves out. What RelativeContext asks of eight other arms is checked in tests/evaluation.
+# Some of each kind that smoke leaves out. `short_again` asks seven others, too many to train.
 ARMS = [
-    *("rotary_again", "tuned_window", "compressive_convolution", "changing_xl_4"),
+    *("rotary_again", "tuned_window", "dilated", "compressive_convolution", "changing_xl_4"),
     *("text_long", "recall_local", "passkey_alibi", "copying_encoder_decoder_relative", "selective_chunks"),
-    "values_local",
+    *("values_local", "needle_full"),
 ]
 
 
@@ -75,6 +75,13 @@ def test_mechanisms_go_on_from_one_model():
     short = planned("short")
     # What is trained from scratch has a learning rate too, the scale's.
     assert short.optimizer == planned("deep").optimizer == planned("rotary").optimizer
+
+
+def test_effective_contexts_are_of_the_arms_that_they_name():
+    used = SMALL.evaluations("short_again")["used"]
+    assert all(name == stage.arm for name, stage in used.group)
+    (labelled,) = SMALL.table.labelled
+    assert set(labelled.labels) == {used.own, *(name for name, _ in used.group)}
 
 
 def test_lengths_go_to_sixteen_times_what_is_trained_on_in_both_protocols():
