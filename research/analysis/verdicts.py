@@ -23,6 +23,7 @@ from research.analysis.claims import (
 )
 from research.analysis.decisions import (
     ALPHA,
+    LEAST_SEEDS,
     ClaimError,
     Decision,
     Family,
@@ -304,7 +305,13 @@ def _measured(rule: Rule, rows: Rows, level: float) -> Outcome:
 
 def _control(control: PairedTest, rows: Rows, level: float, varied: bool) -> Outcome:
     own = [row for arm in dict(control.reads()) for row in rows[arm]]
-    return _differing(own, varied) or _measured(control, rows, level)
+    found = _differing(own, varied) or _measured(control, rows, level)
+    if isinstance(found, Undecidable) and control.direction() == "equal":
+        first, second = control.sides(_values(control, rows))
+        if first == second and len(first) >= LEAST_SEEDS:  # as at a ceiling: nothing to test, and as expected
+            none = statistics.Estimate(mean=0.0, half_width=0.0, n=len(first))
+            return Measured(effect=none, p=None, p_equal=None)
+    return found
 
 
 def _corrected(

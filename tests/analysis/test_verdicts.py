@@ -392,6 +392,17 @@ def test_an_a_a_control_is_rejected_at_the_nominal_rate_and_not_by_the_margin():
     assert [stamp.kind for stamp in finding.stamps] == [Kind.REJECTED]
 
 
+def test_a_control_that_is_the_same_number_at_every_seed_is_as_expected():
+    """As at a ceiling. The same difference other than none stays untested."""
+    claim = subclaim(controls=(contrast("base_again", expect="equal"),))
+    same = {name: jitter for name, jitter in JITTERS.items() if name != "base_again"}
+    assert judged(claim, rows=rows_of([claim], MEANS, same))[0].stamps == ()
+    (stamp,) = judged(claim, rows=rows_of([claim], {**MEANS, "base_again": 2.01}, same))[0].stamps
+    assert stamp.kind is Kind.NOT_COMPARED
+    few = changed(rows_of([claim], MEANS, same), {"base_again": [0]}, arm="elsewhere")
+    assert judged(claim, rows=few)[0].stamps == ()
+
+
 def test_a_control_may_move_to_the_side_that_it_expects():
     # Tuning on more of the same must not forget; that it learns more is no rejection.
     assert judged(subclaim(controls=(contrast("a", expect="less"),)))[0].stamps == ()
