@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from jaxtyping import Int32
 from rich.progress import track
 
 from benchmarks import report
@@ -30,8 +29,8 @@ from research.analysis.drawing import Axis, Line, Mark
 from research.analysis.statistics import Estimate
 from research.attention.masks import Slots, Window
 from research.attention.memory import Rolling, Whole
-from research.batch import Batch, Tokens
-from research.evaluation.long_context import token_losses
+from research.batch import Tokens
+from research.evaluation.long_context import plain, token_losses
 from research.evaluation.streaming import Streamed, narrowed, read
 from research.evaluation.trained import Trained
 
@@ -57,11 +56,6 @@ def known(arm: str) -> Trained:
     return Trained(trainer=functions, params=params, text=text, seed=0)
 
 
-def one_line(ids: Int32[np.ndarray, "b n"]) -> Batch:
-    """Rows of tokens as they are, each of which is scored."""
-    return Batch(Tokens(ids, Slots.arange(ids.shape[1], (len(ids),))), ids, np.ones(ids.shape, np.float32))
-
-
 def seconds(run: Callable[[], Any], rounds: int) -> float:
     """The median time of a call, after one that is not timed."""
     found = []
@@ -81,7 +75,7 @@ def reading(reader: str, tokens: int, rounds: int) -> dict[str, Any]:
 
     def run() -> Any:
         if reader == ONCE:
-            return token_losses(model.trainer, model.params, one_line(line))
+            return token_losses(model.trainer, model.params, plain(line))
         return read(streamed, model, line)[0]
 
     taken = seconds(run, rounds)
@@ -100,7 +94,7 @@ def training(arm: str, length: int, tokens: int, rounds: int) -> dict[str, Any]:
     """A training step on `tokens` tokens in rows of a length."""
     model, rows = known(arm), max(tokens // length, 1)
     ids = np.random.default_rng(0).integers(4, 260, (rows, length)).astype(np.int32)
-    batch = one_line(ids)
+    batch = plain(ids)
     states = [model.trainer.initial(jax.random.key(0), rows=rows)]
 
     def run() -> Any:

@@ -305,13 +305,25 @@ def _measured(rule: Rule, rows: Rows, level: float) -> Outcome:
 
 def _control(control: PairedTest, rows: Rows, level: float, varied: bool) -> Outcome:
     own = [row for arm in dict(control.reads()) for row in rows[arm]]
-    found = _differing(own, varied) or _measured(control, rows, level)
-    if isinstance(found, Undecidable) and control.direction() == "equal":
+    if (differing := _differing(own, varied)) is not None:
+        return differing
+    found = _measured(control, rows, level)
+    return _none(control, rows) or found if isinstance(found, Undecidable) else found
+
+
+def _none(control: PairedTest, rows: Rows) -> Measured | None:
+    """What a control of equality has measured where both sides are the same number at every seed, as at a ceiling:
+    there is nothing to test, and it is as expected. None: they are not.
+    """
+    if control.direction() != "equal":
+        return None
+    try:
         first, second = control.sides(_values(control, rows))
-        if first == second and len(first) >= LEAST_SEEDS:  # as at a ceiling: nothing to test, and as expected
-            none = statistics.Estimate(mean=0.0, half_width=0.0, n=len(first))
-            return Measured(effect=none, p=None, p_equal=None)
-    return found
+    except Undecidable:
+        return None
+    if first != second or len(first) < LEAST_SEEDS:
+        return None
+    return Measured(effect=statistics.Estimate(mean=0.0, half_width=0.0, n=len(first)), p=None, p_equal=None)
 
 
 def _corrected(

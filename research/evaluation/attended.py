@@ -6,11 +6,9 @@ from typing import Literal
 import numpy as np
 
 from research.attention import sharded
-from research.attention.masks import Slots
-from research.batch import Batch, Tokens
 from research.evaluation.attention_maps import attention_maps
 from research.evaluation.checked import require_decoder, require_no_memory, require_positions
-from research.evaluation.long_context import octave, stretches
+from research.evaluation.long_context import octave, plain, stretches
 from research.evaluation.trained import Scores, Trained
 from research.models.families import FamilyConfig
 
@@ -57,12 +55,10 @@ class Attended:
             return {"first": None, "by_distance": None}
         rows = np.stack(stretches(trained.text, self.split, self.tokens - 1, self.lines, "Attended.tokens"))
         ids = np.pad(rows, ((0, 0), (1, 0)), constant_values=trained.text.tokenizer.bos)
-        batch = Batch(
-            Tokens(ids, Slots.arange(self.tokens, (len(ids),))), ids, np.ones(ids.shape, np.float32)
-        )
         late = np.arange(self.tokens // 2, self.tokens)
         maps = [
-            np.asarray(each)[:, :, late] for each in attention_maps(trained.trainer, trained.params, batch)
+            np.asarray(each)[:, :, late]
+            for each in attention_maps(trained.trainer, trained.params, plain(ids))
         ]
         back = late[:, None] - np.arange(1, self.tokens)
         near, distance = np.mean([each[..., 1:].mean((0, 1)) for each in maps], axis=0), octave(back.ravel())

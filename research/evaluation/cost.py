@@ -5,9 +5,8 @@ import dataclasses
 import numpy as np
 
 from research.analysis import budget
-from research.attention.masks import Slots
-from research.batch import Batch, Tokens
 from research.evaluation.checked import require_decoder, require_no_memory, require_positions
+from research.evaluation.long_context import plain
 from research.evaluation.trained import Scores, Trained
 from research.models.families import FamilyConfig
 
@@ -43,14 +42,12 @@ class Cost:
         config = trained.trainer.config
         self.check(config)
         vocab = trained.text.tokenizer.vocab_size
-        flops = {n: budget.count(config, vocab=vocab, batches=[_line(n)]).forward_flops for n in self.lengths}
+        flops = {
+            n: budget.count(config, vocab=vocab, batches=[plain(np.zeros((1, n), np.int32))]).forward_flops
+            for n in self.lengths
+        }
         slope, _ = np.polyfit(np.log(list(flops)), np.log(list(flops.values())), 1)
         return {
             "flops_per_token": {str(n): total / n for n, total in flops.items()},
             "slope": float(slope),
         }
-
-
-def _line(tokens: int) -> Batch:
-    ids = np.zeros((1, tokens), np.int32)
-    return Batch(Tokens(ids, Slots.arange(tokens, (1,))), ids, np.ones((1, tokens), np.float32))

@@ -17,7 +17,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Float64, Int, Int32
 
-from research.batch import Batch
+from research.attention.masks import Slots
+from research.batch import Batch, Tokens
 from research.data.layouts import Concatenate
 from research.data.objectives import Example
 from research.data.pipeline import Dataset
@@ -237,6 +238,12 @@ def _documents(text: Dataset, split: str) -> Iterator[Int32[np.ndarray, " n"]]:
             )
         for begin, end in zip(windows.bounds[:-1], windows.bounds[1:], strict=True):
             yield windows.ids[begin:end]
+
+
+def plain(ids: Int32[np.ndarray, "b n"]) -> Batch:
+    """Rows of tokens as they are: each is read, and each scored."""
+    slots = Slots.arange(ids.shape[1], (len(ids),))
+    return Batch(Tokens(ids, slots), ids, np.ones(ids.shape, np.float32))
 
 
 def scored_losses(
